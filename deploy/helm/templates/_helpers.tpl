@@ -136,6 +136,16 @@ topologySpreadConstraints:
 {{- dict "clusters" (list $cluster) | toPrettyJson }}
 {{- end }}
 
+{{/* The pools file. The values may have large numbers, which toJson would write as 1e+06. */}}
+{{- define "agentbox.pools" -}}
+{{- $pools := dict }}
+{{- range $name, $pool := .Values.pools }}
+{{- $sizes := dict "min_ready" (int64 $pool.min_ready) "max_ready" (int64 $pool.max_ready) }}
+{{- $_ := set $pools $name (mergeOverwrite (deepCopy $pool) $sizes) }}
+{{- end }}
+{{- dict "pools" $pools | toPrettyJson }}
+{{- end }}
+
 {{/* The configuration of the NATS server. */}}
 {{- define "agentbox.natsConfig" }}
 server_name: {{ include "agentbox.name" . }}-nats

@@ -40,6 +40,8 @@ pub(crate) struct ServiceEnv<'a> {
     pub(crate) nats: &'a NatsEndpoint,
     /// The clusters file.
     pub(crate) clusters: &'a Path,
+    /// The pools file. `None`: there are no warm pools.
+    pub(crate) pools: Option<&'a Path>,
     /// The file with the administrator's password.
     pub(crate) admin_password: &'a Path,
 }
@@ -97,6 +99,7 @@ impl Replica {
             postgres,
             nats,
             clusters,
+            pools,
             admin_password,
         } = env;
         let password = nats
@@ -127,6 +130,9 @@ impl Replica {
         if self.service == "scheduler" {
             let secret = secrets.scheduler_secret.clone();
             pairs.push(("AGENTBOX_SCHEDULER_SECRET", secret));
+            if let Some(pools) = pools {
+                pairs.push(("AGENTBOX_POOLS", pools.display().to_string()));
+            }
         }
         if self.service == "auth" {
             pairs.push(("AGENTBOX_AUTH_SECRET", secrets.auth_secret.clone()));
@@ -157,6 +163,18 @@ pub(crate) fn clusters_file(clusters: &[Cluster]) -> String {
         .map(Cluster::for_services)
         .collect();
     json!({ "clusters": clusters }).to_string()
+}
+
+/// The content of the pools file: two ready boxes of the size in the API guide, so that the first create
+/// of a newcomer is fast.
+pub(crate) fn pools_file() -> String {
+    json!({ "pools": { "python": {
+        "image": "python:3.11-slim",
+        "resources": { "cpu": "500m", "memory": "512Mi", "storage": "1Gi" },
+        "min_ready": 2,
+        "max_ready": 4,
+    }}})
+    .to_string()
 }
 
 #[cfg(test)]
@@ -201,6 +219,7 @@ mod tests {
                 passwords: secrets.nats.clone(),
             },
             clusters: Path::new("/clusters.json"),
+            pools: Some(Path::new("/pools.json")),
             admin_password: Path::new("/admin-password"),
         })
     }
@@ -229,6 +248,8 @@ mod tests {
     fn plan_environment_applies_to_its_service_only() {
         assert_eq!(environment_of("auth")["AGENTBOX_LOG"], "debug");
         assert!(!environment_of("scheduler").contains_key("AGENTBOX_LOG"));
+        assert_eq!(environment_of("scheduler")["AGENTBOX_POOLS"], "/pools.json");
+        assert!(!environment_of("exec-proxy").contains_key("AGENTBOX_POOLS"));
         assert_eq!(environment_of("auth")["AGENTBOX_REPLICA"], "auth-1");
     }
 }

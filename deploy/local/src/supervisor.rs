@@ -274,6 +274,11 @@ impl Supervisor {
         };
         let file = self.layout.clusters();
         write(&file, &services::clusters_file(clusters))?;
+        // Boxes that no test asked for would disturb it.
+        let pools = (!self.plan.is_test()).then(|| self.layout.pools());
+        if let Some(pools) = &pools {
+            write(pools, &services::pools_file())?;
+        }
         let admin_password = self.layout.admin_password();
         write(&admin_password, &self.secrets.admin_password)?;
         let local = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
@@ -312,6 +317,7 @@ impl Supervisor {
                 postgres,
                 nats,
                 clusters: &file,
+                pools: pools.as_deref(),
                 admin_password: &admin_password,
             };
             let name = replica.name();

@@ -29,6 +29,8 @@ pub(crate) enum Action {
     ManageOwnKeys,
     /// Set, list and delete the caller's credentials of registries.
     ManageRegistries,
+    /// Define, list and delete warm pools.
+    ManagePools,
     CreateEnvironment,
     /// List environments, or the events of all of them.
     ListEnvironments,
@@ -110,6 +112,7 @@ impl Action {
             | Self::ManageUsers
             | Self::ManageOwnKeys
             | Self::ManageRegistries
+            | Self::ManagePools
             | Self::CreateEnvironment
             | Self::ListEnvironments
             | Self::IssueTicket
@@ -236,6 +239,9 @@ fn authorize_without_environment(principal: &Principal, action: Action) -> Resul
         Action::ManageUsers if !may_manage(principal) => Err(forbidden(
             "managing users needs a login, or an API key with `management`",
         )),
+        Action::ManagePools if principal.role != Role::Admin || limited => {
+            Err(forbidden("only an administrator may manage pools"))
+        }
         Action::CreateEnvironment if limited => Err(forbidden(
             "an API key with permissions cannot create environments",
         )),

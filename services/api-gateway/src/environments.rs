@@ -55,7 +55,8 @@ pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Err
 /// Create an environment
 ///
 /// The answer comes before the environment runs: its `status` is `pending`, then `running`, or
-/// `failed` with a `status_reason`. Follow its events, or get it, to learn when. With `wait=running`
+/// `failed` with a `status_reason`. If a warm pool has a box for the request, the environment gets it:
+/// its `status` is `running` in the answer, and `pool.hit` is true. Follow its events, or get it, to learn when. With `wait=running`
 /// the answer comes once it runs or has ended, with its state then; after 60 seconds it comes with
 /// the present state.
 #[utoipa::path(post, operation_id = "createEnvironment", path = "/environments", tag = "environments",

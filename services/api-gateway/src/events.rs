@@ -200,6 +200,7 @@ mod tests {
             status_reason: None,
             status_message: None,
             exit_code: None,
+            pool: None,
             at: Utc::now(),
         }
     }

@@ -30,6 +30,7 @@ mod lookup;
 mod memory;
 mod metrics;
 mod openapi;
+mod pools;
 mod ports;
 mod previews;
 mod principal;

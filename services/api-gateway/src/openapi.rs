@@ -51,6 +51,7 @@ use crate::edge::path::BASE;
         (name = "users", description = "Manage users. For administrators only."),
         (name = "api-keys", description = "Manage API keys: long-lived credentials for programs."),
         (name = "registries", description = "Manage your logins at registries, which the pulls of your images use."),
+        (name = "pools", description = "Manage warm pools, whose boxes make creates fast. For administrators only."),
         (name = "environments", description = "Create, find, change and delete isolated execution environments."),
         (name = "exec", description = "Run a command in an environment and get its result."),
         (name = "executions", description = "Start, watch and end commands that outlive the requests of their clients."),

@@ -31,7 +31,7 @@ use crate::rate_limit::flood::FloodLimiter;
 use crate::state::Gateway;
 use crate::{
     api_keys, attach, audit, auth, environments, events, exec, executions, files, health, logs,
-    openapi, ports, previews, registries, tickets, users,
+    openapi, pools, ports, previews, registries, tickets, users,
 };
 
 /// One row of the table.
@@ -88,6 +88,10 @@ pub(crate) fn table() -> Vec<Route> {
         route(A::ManageRegistries,  C::Other,     routes!(registries::list)),
         route(A::ManageRegistries,  C::Other,     routes!(registries::set)),
         route(A::ManageRegistries,  C::Other,     routes!(registries::delete)),
+        route(A::ManagePools,       C::Other,     routes!(pools::list)),
+        route(A::ManagePools,       C::Other,     routes!(pools::get)),
+        route(A::ManagePools,       C::Other,     routes!(pools::set)),
+        route(A::ManagePools,       C::Other,     routes!(pools::delete)),
         route(A::CreateEnvironment, C::Create,    routes!(environments::create)),
         route(A::ListEnvironments,  C::Other,     routes!(environments::list)),
         route(A::ViewEnvironment,   C::Other,     routes!(environments::get)),

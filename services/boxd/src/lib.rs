@@ -12,9 +12,8 @@
 //!
 //! boxd depends on no caller and on no cluster's API.
 //!
-//! A warm box starts without a main command and gets it with the `Configure` call. boxd
-//! implements its side (`Configure`, `Settings::warm`, `Phase::Unconfigured`); no service
-//! creates warm boxes yet.
+//! A warm box starts without a main command and gets it, with its variables, by the `Configure` call of
+//! a driver's claim. Until then it starts no command of a caller.
 
 mod background_output;
 mod command;

@@ -167,6 +167,7 @@ impl Boxd for Service {
         let argv = arguments(request.command.clone()).map_err(|error| error.status())?;
         let added = variables(request.env.clone()).map_err(|error| error.status())?;
         self.environment.extend(added);
+        self.starter.slots.restart_idle();
         *configured = Some(request);
         // In a task of its own: a caller that disconnects must not leave it half done.
         let main = Arc::clone(&self.main);

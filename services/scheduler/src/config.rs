@@ -90,6 +90,15 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_RETENTION_DAYS", default_value_t = 7)]
     pub retention_days: u32,
 
+    /// The pools file, JSON: the warm pools of the configuration. Default: there are none, except those
+    /// that administrators define.
+    #[arg(long, env = "AGENTBOX_POOLS")]
+    pub pools: Option<PathBuf>,
+
+    /// Seconds after which a ready box of a pool is replaced by a new one.
+    #[arg(long, env = "AGENTBOX_POOL_BOX_MAX_AGE", default_value_t = 3600)]
+    pub pool_box_max_age_s: u64,
+
     /// Environments of each cluster that one replica reconciles at a time. Most of them wait
     /// for their cluster, some for a slow image, and must not delay the others.
     #[arg(long, env = "AGENTBOX_MAX_RECONCILES", default_value_t = 128)]
@@ -133,6 +142,7 @@ impl Config {
             stop_grace: Duration::from_secs(self.stop_grace_s),
             resync_interval: Duration::from_secs(self.resync_interval_s.max(1)),
             retention: Duration::from_secs(u64::from(self.retention_days) * 24 * 3600),
+            pool_box_max_age: Duration::from_secs(self.pool_box_max_age_s),
             max_reconciles: self.max_reconciles.max(1),
         }
     }
@@ -149,6 +159,8 @@ pub struct Settings {
     pub stop_grace: Duration,
     pub resync_interval: Duration,
     pub retention: Duration,
+    /// The age at which a ready box of a pool is replaced.
+    pub pool_box_max_age: Duration,
     pub max_reconciles: usize,
 }
 

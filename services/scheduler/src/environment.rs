@@ -1,6 +1,6 @@
 //! Environments: their requests, their rows, and reconciling the one with the clusters.
 //!
-//! * [`request`], [`creation`], [`quota`], [`state`], [`plan`], [`spec`]: decisions, pure.
+//! * [`request`], [`creation`], [`quota`], [`state`], [`plan`], [`spec`], [`warm_claim`]: decisions, pure.
 //! * [`entity`], [`record`], [`store`]: the database, and every SQL statement.
 //! * [`handlers`]: the RPCs of other services.
 //! * [`reconcile`], [`queue`]: bringing one environment to its requested state.
@@ -22,3 +22,4 @@ pub mod spec;
 pub mod state;
 pub mod store;
 pub mod sweeper;
+pub mod warm_claim;

@@ -7,6 +7,7 @@
 //! * [`config`], [`migrations`]: its settings and its schema.
 //! * [`cluster`]: where boxes run.
 //! * [`environment`]: everything about environments.
+//! * [`pool`]: warm pools.
 //! * [`trace`], [`metrics`]: telemetry.
 
 pub mod cluster;
@@ -14,6 +15,7 @@ pub mod config;
 pub mod environment;
 mod metrics;
 pub mod migrations;
+pub mod pool;
 mod trace;
 
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use std::time::Duration;
 use agentbox_bus::{Bus, BusError, Command, Retry, Server};
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::rpc;
+use agentbox_contracts::pool::rpc as pools;
 use agentbox_contracts::registry::rpc as credentials;
 use agentbox_contracts::subjects::{self, Subject};
 use agentbox_database::Leases;
@@ -40,6 +43,10 @@ use crate::environment::outbox::{self, Relay};
 use crate::environment::reconcile::Reconciler;
 use crate::environment::store::Store;
 use crate::environment::{orphans, queue, sweeper};
+use crate::pool::boxes::WarmBoxes;
+use crate::pool::configuration;
+use crate::pool::handlers::Pools;
+use crate::pool::reconcile::PoolReconciler;
 
 const SERVICE: &str = "scheduler";
 /// A command whose replica was killed is delivered again after this time.
@@ -67,6 +74,8 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
         .parse()
         .context("AGENTBOX_SCHEDULER_SECRET")?;
     let specs = cluster::config::read(&config.clusters)?;
+    let configured = config.pools.as_deref().map(configuration::read);
+    let configured = configured.transpose()?.unwrap_or_default();
     let database = context.readiness.component("database");
     let pool = agentbox_database::connect(
         &config.database_url,
@@ -75,11 +84,17 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
     )
     .await?;
     agentbox_database::migrate::<migrations::Migrator>(&pool, SERVICE).await?;
+    let connections = agentbox_database::report_connections(pool.clone(), context.shutdown.clone());
+    context.tasks.spawn("database-connections", async move {
+        connections.await;
+        Ok(())
+    });
     let store = Store::new(pool, secret);
     let sealed = store.seal_stored_variables().await?;
     if sealed > 0 {
         tracing::info!(rows = sealed, "stored variables sealed");
     }
+    configuration::apply(&store, &configured).await?;
     database.ready();
     context
         .bus
@@ -121,6 +136,7 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
 #[derive(Clone)]
 struct AppState {
     environments: Environments,
+    pools: Pools,
     reconciler: Arc<Reconciler>,
     clusters: Clusters,
     store: Store,
@@ -146,22 +162,25 @@ impl Scheduler {
         shutdown: CancellationToken,
     ) -> Self {
         let (outbox, relay) = outbox::outbox(store.clone(), bus.clone());
-        let environments = Environments::new(
-            store.clone(),
-            clusters.clone(),
-            outbox.clone(),
-            settings.clone(),
-        );
         let reconciler = Reconciler::new(
             store.clone(),
             clusters.clone(),
             bus.clone(),
-            outbox,
+            outbox.clone(),
             settings.clone(),
             shutdown.clone(),
         );
+        let environments = Environments::new(
+            store.clone(),
+            clusters.clone(),
+            outbox.clone(),
+            reconciler.clone(),
+            settings.clone(),
+        );
+        let pools = Pools::new(store.clone(), clusters.clone(), outbox, settings.clone());
         let state = AppState {
             environments,
+            pools,
             reconciler,
             clusters,
             store,
@@ -215,7 +234,7 @@ impl AppState {
     }
 
     fn server(&self) -> Server {
-        let environments = &self.environments;
+        let (environments, warm_pools) = (&self.environments, &self.pools);
         self.bus
             .serve(SERVICE)
             .on_shared::<rpc::Create, _, _, _>(environments, async |e, r| e.create(r).await)
@@ -239,6 +258,10 @@ impl AppState {
             .on_shared::<credentials::DeleteCredential, _, _, _>(environments, async |e, r| {
                 e.delete_credential(r).await
             })
+            .on_shared::<pools::SetPool, _, _, _>(warm_pools, async |p, r| p.set(r).await)
+            .on_shared::<pools::GetPool, _, _, _>(warm_pools, async |p, r| p.get(r).await)
+            .on_shared::<pools::ListPools, _, _, _>(warm_pools, async |p, r| p.list(r).await)
+            .on_shared::<pools::DeletePool, _, _, _>(warm_pools, async |p, r| p.delete(r).await)
             .on_shared::<rpc::Health, _, _, _>(environments, async |e, _| Ok(e.health().await))
     }
 
@@ -254,7 +277,15 @@ impl AppState {
         let idle = leases.run_while_held("idle", &self.shutdown, |held| {
             sweeper::run_idle(&self.environments, &self.bus, held)
         });
-        tokio::join!(expiry, idle, purge);
+        let reconciler = PoolReconciler::new(
+            self.clusters.clone(),
+            self.environments.clone(),
+            self.settings.clone(),
+        );
+        let pools = leases.run_while_held("pools", &self.shutdown, |held| reconciler.run(held));
+        let statistics =
+            sweeper::run_statistics(&self.store, &self.clusters, self.shutdown.clone());
+        tokio::join!(expiry, idle, pools, purge, statistics);
     }
 
     /// Reports whether a cluster is reachable. One is enough.
@@ -268,8 +299,8 @@ impl AppState {
         }
     }
 
-    /// Serves one cluster until shutdown: its capacity, its commands, its due environments,
-    /// its changes.
+    /// Serves one cluster until shutdown: its capacity, its commands, its due environments and warm
+    /// boxes, its changes.
     async fn serve_cluster(
         &self,
         name: String,
@@ -311,6 +342,8 @@ impl AppState {
             self.settings.max_reconciles,
             self.shutdown.clone(),
         );
+        let warm_boxes = WarmBoxes::new(self.store.clone(), cluster.clone(), self.settings.clone());
+        let warm_boxes = warm_boxes.run_due(self.shutdown.clone());
         let (leases, lease) = (self.leases(), format!("cluster:{name}"));
         let changes = leases.run_while_held(&lease, &self.shutdown, |held| {
             orphans::run(
@@ -321,7 +354,7 @@ impl AppState {
                 held,
             )
         });
-        tokio::join!(commands, due, capacity, changes);
+        tokio::join!(commands, due, warm_boxes, capacity, changes);
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ use agentbox_contracts::environment::{
 use agentbox_contracts::exec::UsageReply;
 use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_contracts::nullable;
+use agentbox_contracts::pool::PoolUse;
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -330,6 +331,9 @@ pub struct EnvironmentBody {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = true)]
     pub network_policy_applied: Option<bool>,
+    /// Whether the environment got a box of a warm pool, and why not. Absent if no pool has its image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolUse>,
     /// Labels that the node must have.
     #[serde(default)]
     #[schema(example = json!({"disk": "ssd"}))]
@@ -373,6 +377,7 @@ impl From<Environment> for EnvironmentBody {
             use_entrypoint: request.use_entrypoint,
             isolation: request.isolation,
             network_policy_applied: None,
+            pool: environment.pool,
             node_selector: request.node_selector,
             tolerations: request.tolerations,
         }

@@ -2,6 +2,7 @@
 
 use agentbox_contracts::environment::{EnvironmentEvent, EventKind, Status, StatusReason};
 use agentbox_contracts::ids::EnvironmentId;
+use agentbox_contracts::pool::PoolUse;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -38,6 +39,9 @@ pub struct EventBody {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = 0)]
     pub exit_code: Option<i32>,
+    /// Whether the environment got a box of a warm pool. Absent if no pool has its image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolUse>,
     /// When it happened (RFC 3339, UTC).
     #[schema(example = "2026-01-22T10:30:00Z")]
     pub at: DateTime<Utc>,
@@ -54,6 +58,7 @@ impl EventBody {
             status_reason: event.status_reason,
             status_message: event.status_message,
             exit_code: event.exit_code,
+            pool: event.pool,
             at: event.at,
         }
     }

@@ -16,6 +16,7 @@ pub mod file;
 pub mod health;
 pub mod kubernetes;
 pub mod logs;
+pub mod pool;
 pub mod port;
 pub mod registry;
 pub mod seconds;

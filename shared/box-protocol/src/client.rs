@@ -9,6 +9,7 @@
 //!   continue.
 //! * I5. A call whose inputs are [`Inputs`] can be cancelled although boxd does not read them.
 
+mod configure;
 mod inputs;
 
 use std::io;
@@ -21,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 
+pub use configure::{ConfigureError, configure};
 pub use inputs::Inputs;
 
 use crate::client::inputs::CallExecutor;

@@ -18,7 +18,7 @@ pub const OUTPUT_DIR: &str = "AGENTBOX_BOXD_OUTPUT_DIR";
 /// The file of [`crate::termination`]. Absent: none is written.
 pub const TERMINATION_FILE: &str = "AGENTBOX_BOXD_TERMINATION_FILE";
 
-/// `true`: the box is warm and gets its main command with `Configure`.
+/// `true`: the box is warm and gets its main command with `Configure`. Others: it is not.
 pub const WARM: &str = "AGENTBOX_BOXD_WARM";
 
 /// The limit for a run's output that waits for a reader, in bytes. Default 1 MiB.
@@ -38,8 +38,7 @@ pub const EXECUTIONS_OUTPUT_BYTES: &str = "AGENTBOX_BOXD_EXECUTIONS_OUTPUT_BYTES
 
 /// The variables that no driver sets. A driver passes each of them with an empty value, which
 /// boxd takes as absent: otherwise an image's `ENV` could set it.
-pub const UNSET: [&str; 6] = [
-    WARM,
+pub const UNSET: [&str; 5] = [
     RING_BYTES,
     SEGMENT_BYTES,
     MAX_RUNNING,

@@ -167,9 +167,9 @@ fn other_calls_are_encoded_as_before() {
     let configure = proto::ConfigureRequest {
         command: vec!["sh".into()],
         env: [("A".into(), "1".into())].into(),
-        labels: [("b".into(), "2".into())].into(),
+        owner: "u".into(),
     };
-    assert_encodes(configure, "0a02736812060a01411201311a060a0162120132");
+    assert_encodes(configure, "0a02736812060a0141120131220175");
     let usage = proto::UsageReply {
         cpu_usage_nanos: 1,
         cpu_milli: 2,

@@ -1,8 +1,8 @@
 //! The audit trail: its entries, the origin of a request, and auth's RPC that reads it.
 //!
 //! * I1. An entry has ids, an address and values of closed lists. A text from a request is in it
-//!   only as the name of a registry that the operator allows, and as `arguments`, which the operator
-//!   switches on.
+//!   only as the name of a registry that the operator allows, as the name of a pool, and as
+//!   `arguments`, which the operator switches on.
 //! * I2. The id of an entry is chosen once, where the entry is made. Whatever is sent again is
 //!   therefore recorded once.
 
@@ -63,6 +63,9 @@ pub enum AuditAction {
     /// The credential of the target, a registry.
     SetRegistryCredential,
     DeleteRegistryCredential,
+    /// The target is the pool's name.
+    SetPool,
+    DeletePool,
     Exec,
     Attach,
     ReadLogs,
@@ -114,7 +117,9 @@ impl AuditAction {
             | Self::PatchEnvironment
             | Self::DeleteEnvironment
             | Self::SetRegistryCredential
-            | Self::DeleteRegistryCredential => "scheduler",
+            | Self::DeleteRegistryCredential
+            | Self::SetPool
+            | Self::DeletePool => "scheduler",
             Self::BootstrapAdmin
             | Self::Login
             | Self::Logout
@@ -234,7 +239,7 @@ pub struct AuditEntry {
     #[serde(flatten)]
     pub origin: Origin,
     pub action: AuditAction,
-    /// The id that the action was about, or the name of a registry.
+    /// The id that the action was about, or the name of a registry or a pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
     pub outcome: AuditOutcome,

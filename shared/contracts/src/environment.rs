@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use strum::VariantArray;
 
 use crate::ids::{EnvironmentId, UserId};
+use crate::pool::PoolUse;
 
 pub use enforcement::{Enforcement, LimitEnforcement};
 pub use isolation::{Isolation, NetworkPolicy, SecurityContext};
@@ -239,6 +240,9 @@ pub struct Environment {
     pub address: Option<SocketAddr>,
     /// Increases with each change of the desired state; fences writes.
     pub generation: i64,
+    /// `None`: no pool has its image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolUse>,
 }
 
 /// Where an environment runs: the copy that gateway replicas keep in memory until it ends
@@ -300,6 +304,9 @@ pub struct EnvironmentEvent {
     pub status_message: Option<String>,
     #[serde(default)]
     pub exit_code: Option<i32>,
+    /// Whether it got a box of a pool. `None`: no pool has its image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolUse>,
     pub at: DateTime<Utc>,
 }
 

@@ -15,6 +15,7 @@ pub mod labels;
 pub mod logs;
 pub mod nullable;
 pub mod permissions;
+pub mod pool;
 pub mod ports;
 pub mod preview;
 pub mod registry;

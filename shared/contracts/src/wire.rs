@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::environment::{EnvironmentEvent, EventKind, Route};
 use crate::exec::rpc::{ArchiveOutput, BoxSession, GetActivity, GetUsage};
 use crate::rpc::{ClusterRpc, Rpc, SessionRpc};
-use crate::{audit, environment, error, identity, preview, registry, subjects};
+use crate::{audit, environment, error, identity, pool, preview, registry, subjects};
 
 const ENV: &str = "env-0123456789abcdef";
 const USER: &str = "user-0123456789abcdef";
@@ -72,11 +72,23 @@ fn environment() -> Value {
         "created_at": AT, "started_at": AT, "ended_at": AT, "expires_at": AT,
         "last_active_at": AT, "exit_code": 137, "endpoint": "http://127.0.0.1:8080", "namespace": "agentbox-a",
         "address": "10.0.0.2:10777", "generation": 3,
+        "pool": {"name": "python", "hit": false, "reason": "empty"},
     });
     let request = environment_request();
     let fields = environment.as_object_mut().unwrap();
     fields.extend(request.as_object().unwrap().clone());
     environment
+}
+
+fn pool() -> Value {
+    let request = environment_request();
+    json!({"name": "python", "source": "api", "created_at": AT, "updated_at": AT,
+        "spec": {"image": "python:3.12", "resources": request["resources"],
+            "isolation": request["isolation"], "node_selector": {"disk": "ssd"},
+            "cluster": "local", "min_ready": 2, "max_ready": 8},
+        "status": {"target": 3, "ready": 2, "starting": 1, "draining": 1, "hits": 10,
+            "misses_by_reason": {"empty": 2, "claim_failed": 1}, "failures": 1,
+            "retry_at": AT, "last_error": "image pull failed"}})
 }
 
 fn user() -> Value {
@@ -108,6 +120,7 @@ fn scheduler_rpcs_match_snapshot() {
     use environment::rpc::{
         Create, Delete, DeleteOwned, Get, Health, List, Patch, RecordActivity, Resolve,
     };
+    use pool::rpc::{DeletePool, GetPool, ListPools, SetPool};
     use registry::rpc::{DeleteCredential, ListCredentials, SetCredential};
     let mut m = Messages::new();
     let mut request = environment_request();
@@ -155,6 +168,12 @@ fn scheduler_rpcs_match_snapshot() {
     );
     let delete = json!({"owner": USER, "registry": "registry.example:5000"});
     rpc::<DeleteCredential>(&mut m, delete, json!({}));
+    let set = json!({"name": "python", "spec": pool()["spec"]});
+    rpc::<SetPool>(&mut m, set, json!({"pool": pool(), "is_new": true}));
+    rpc::<GetPool>(&mut m, json!({"name": "python"}), pool());
+    let page = json!({"limit": 10, "offset": 20});
+    rpc::<ListPools>(&mut m, page, json!({"pools": [pool()], "total": 21}));
+    rpc::<DeletePool>(&mut m, json!({"name": "python"}), json!({}));
     let health = json!({"database": true, "clusters": [{"name": "local", "driver": "containerd",
         "connected": true, "version": "2.0", "nodes": 1, "available_cpu_milli": 4000,
         "available_memory_bytes": 1024, "enforcement": {"storage": "measured",
@@ -285,7 +304,7 @@ fn events_routes_and_errors_match_snapshot() {
     ] {
         let event = json!({"environment_id": ENV, "owner": USER, "kind": kind,
             "status": "failed", "status_reason": "EXITED", "status_message": "exit code 1",
-            "exit_code": 1, "at": AT});
+            "exit_code": 1, "pool": {"name": "python", "hit": true}, "at": AT});
         message::<EnvironmentEvent>(&mut m, &format!("event {kind}"), event);
     }
     let route = json!({"owner": USER, "status": "running", "cluster": "local",

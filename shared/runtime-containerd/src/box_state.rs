@@ -72,6 +72,18 @@ pub enum Ending {
     Evicted { message: String },
 }
 
+/// A box that was created warm, and its claim.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warm {
+    /// The main command that its image names, for a claim with `use_entrypoint`; empty: none that can
+    /// be run.
+    pub entrypoint: Vec<String>,
+    /// Identifies the claim; `None`: nobody has claimed the box.
+    pub claim: Option<String>,
+    /// boxd has what the claim gives the box.
+    pub is_configured: bool,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BoxState {
     /// The highest generation that `ensure` was given.
@@ -93,6 +105,8 @@ pub struct BoxState {
     /// The network policy in force while it runs.
     #[serde(default)]
     pub policy: Option<NetworkPolicy>,
+    #[serde(default)]
+    pub warm: Option<Warm>,
 }
 
 impl BoxState {
@@ -107,7 +121,13 @@ impl BoxState {
             ending: None,
             network: None,
             policy: None,
+            warm: None,
         }
+    }
+
+    /// Whether it waits for a claim, or for the end of one.
+    pub fn awaits_claim(&self) -> bool {
+        self.warm.as_ref().is_some_and(|warm| !warm.is_configured)
     }
 }
 
@@ -340,6 +360,20 @@ mod tests {
         assert_eq!(store.ids().await.unwrap(), std::slice::from_ref(&id));
         store.remove(&lock, &id).await.unwrap();
         assert_eq!(store.ids().await.unwrap(), []);
+    }
+
+    #[test]
+    fn state_of_an_older_version_awaits_no_claim() {
+        let json = r#"{"generation":1,"created_at":"2026-01-02T03:04:05Z","step":"starting"}"#;
+        let mut state: BoxState = serde_json::from_str(json).unwrap();
+        assert!(!state.awaits_claim());
+        state.warm = Some(Warm::default());
+        assert!(state.awaits_claim());
+        state.warm = Some(Warm {
+            is_configured: true,
+            ..Warm::default()
+        });
+        assert!(!state.awaits_claim());
     }
 
     #[tokio::test]

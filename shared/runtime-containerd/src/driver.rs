@@ -11,7 +11,7 @@ use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::logs::LogEntry;
 use agentbox_runtime::{
     BoxConnector, BoxSpec, BoxStream, Capacity, ChangeStream, Observed, PolicyApplication,
-    PreflightError, Runtime, RuntimeError,
+    PreflightError, Runtime, RuntimeError, image_reference,
 };
 use async_trait::async_trait;
 use tokio::net::TcpStream;
@@ -78,6 +78,16 @@ impl Runtime for Driver {
     }
 
     #[tracing::instrument(skip_all, fields(environment.id = %spec.id, generation), err(level = "debug"))]
+    async fn claim(
+        &self,
+        spec: &BoxSpec,
+        generation: i64,
+        address: SocketAddr,
+    ) -> Result<Observed, RuntimeError> {
+        self.context.claim(spec, generation, address).await
+    }
+
+    #[tracing::instrument(skip_all, fields(environment.id = %spec.id, generation), err(level = "debug"))]
     async fn apply_network_policy(
         &self,
         spec: &BoxSpec,
@@ -110,6 +120,13 @@ impl Runtime for Driver {
 
     async fn capacity(&self) -> Result<Capacity, RuntimeError> {
         self.context.capacity().await
+    }
+
+    async fn image_digest(&self, image: &str) -> Result<Option<String>, RuntimeError> {
+        let name = image_reference::complete(image);
+        let status = self.context.cri.image(&name).await?;
+        // The digest of its configuration, which has those of its layers.
+        Ok(status.and_then(|status| status.image).map(|image| image.id))
     }
 }
 

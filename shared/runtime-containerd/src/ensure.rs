@@ -12,6 +12,8 @@
 //!
 //! The image of a private repository is pulled again for each owner ([`crate::image_access`]).
 //!
+//! A spec that is not warm claims the running warm box of its id ([`crate::claim`]).
+//!
 //! A newer generation adopts a running box. A box is never created twice, because its user's
 //! work would be lost.
 
@@ -23,15 +25,17 @@ use std::time::Duration;
 use agentbox_box_protocol::variables::DEFAULT_PORT;
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
+use agentbox_runtime::metrics::{Stage, stage_completed};
 use agentbox_runtime::{
-    BoxPhase, BoxSpec, FailureReason, Observed, RuntimeError, image_reference, start_failure,
+    BoxPhase, BoxSpec, FailureReason, NetworkPolicy, Observed, RuntimeError, image_reference,
+    start_failure,
 };
 use chrono::Utc;
 use k8s_cri::v1::ContainerState;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::box_state::{BoxLock, BoxState, Failure, Step};
+use crate::box_state::{BoxLock, BoxState, Failure, Step, Warm};
 use crate::context::Context;
 use crate::cri::CriError;
 use crate::disk::Disk;
@@ -96,8 +100,14 @@ impl Context {
                 self.states.save(&lock, id, &state).await?;
             }
             let observed = self.observed(id, &objects, Some(state.clone())).await?;
-            if !matches!(observed.phase, BoxPhase::Starting { .. }) {
-                return Ok(observed);
+            match observed.phase {
+                BoxPhase::Starting { .. } => {}
+                BoxPhase::Running { .. } if !spec.warm && state.awaits_claim() => {
+                    self.finish_claim(spec, generation, &lock, &mut state)
+                        .await?;
+                    return self.observe(id).await;
+                }
+                _ => return Ok(observed),
             }
             if !pulled && self.needs_pull(spec).await? {
                 state.step = Step::PullingImage;
@@ -114,7 +124,14 @@ impl Context {
                 .create(spec, generation, &objects, &lock, &mut state)
                 .await;
             return match created {
-                Ok(()) => self.observe(id).await,
+                Ok(()) => {
+                    // The container of a warm box was started by an earlier call.
+                    if !spec.warm && state.awaits_claim() {
+                        self.finish_claim(spec, generation, &lock, &mut state)
+                            .await?;
+                    }
+                    self.observe(id).await
+                }
                 Err(EnsureError::Error(error)) => Err(error),
                 Err(EnsureError::Failed(failure)) => {
                     state.failure = Some(failure);
@@ -192,7 +209,21 @@ impl Context {
                 message: start_failure::cannot_run(&spec.image, &problem),
             }));
         }
-        let policy = spec.network_policy(self.config.default_allow_internet);
+        // Nothing is open for a box that waits for its claim, and no box is opened for it.
+        let (policy, owner_of_box) = match spec.warm {
+            true => (NetworkPolicy::default(), None),
+            false => (
+                spec.network_policy(self.config.default_allow_internet),
+                Some(spec.owner.clone()),
+            ),
+        };
+        state.warm = spec.warm.then(|| Warm {
+            entrypoint: match image.command_problem() {
+                Some(_) => Vec::new(),
+                None => image.command(),
+            },
+            ..Warm::default()
+        });
         self.states.save(lock, id, state).await?;
         let users = self.take_user_range(spec).await?;
         let owner = users.map_or(0, |range| range.first);
@@ -225,10 +256,13 @@ impl Context {
                 None => Ok(()),
             }
         };
+        let begun = Instant::now();
         let run_sandbox = self.run_sandbox(spec, sandbox_config.clone());
         let (sandbox, ()) = tokio::try_join!(run_sandbox, make_disk)?;
         let (mut network, inside, seccomp) = self.read_sandbox(&sandbox).await?;
-        network.owner = Some(spec.owner.clone());
+        stage_completed(Stage::Sandbox, begun.elapsed());
+        let begun = Instant::now();
+        network.owner = owner_of_box;
         state.network = Some(network.clone());
         state.policy = Some(policy.clone());
         self.states.save(lock, id, state).await?;
@@ -276,7 +310,9 @@ impl Context {
             self.states.save(lock, id, state).await?;
         }
         self.wait_until_ready(id, &container, &network, lock, state)
-            .await
+            .await?;
+        stage_completed(Stage::Started, begun.elapsed());
+        Ok(())
     }
 
     /// The reason that the box can never run with this image.

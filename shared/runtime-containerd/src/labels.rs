@@ -30,11 +30,14 @@ pub fn box_labels(deployment: &str, id: &EnvironmentId) -> HashMap<String, Strin
     labels
 }
 
-/// All labels of a box's sandbox and container.
+/// All labels of a box's sandbox and container. They are those of its creation: a warm box has no
+/// owner, and keeps its labels and annotations when it is claimed.
 pub fn labels(deployment: &str, spec: &BoxSpec, generation: i64) -> HashMap<String, String> {
     let mut labels = box_labels(deployment, &spec.id);
     labels.insert(GENERATION.to_owned(), generation.to_string());
-    labels.insert(OWNER.to_owned(), spec.owner.to_string());
+    if !spec.warm {
+        labels.insert(OWNER.to_owned(), spec.owner.to_string());
+    }
     labels
 }
 

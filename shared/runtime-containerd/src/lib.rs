@@ -24,7 +24,7 @@
 //! * [`image_access`] keeps the images of private repositories from others, and [`image_gc`] removes
 //!   images of which [`pulled_images`] has a record.
 //! * [`routes`] changes a box's own network, in its [`namespace`].
-//! * [`observe`], [`ensure`], [`policy_change`], [`ending`], [`storage`], [`repair`] and [`watch`] act.
+//! * [`observe`], [`ensure`], [`claim`], [`policy_change`], [`ending`], [`storage`], [`repair`] and [`watch`] act.
 //! * [`driver`] implements the traits.
 //!
 //! Limits: `docs/limits.md`; network: `docs/network.md`.
@@ -32,6 +32,7 @@
 mod box_state;
 mod capacity;
 mod cgroup;
+mod claim;
 mod config;
 mod container;
 mod context;

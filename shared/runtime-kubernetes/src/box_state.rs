@@ -58,6 +58,8 @@ pub struct BoxState {
     pub blocked: Option<BlockedSince>,
     /// When it was first observed running. From then on its Pod is never recreated.
     pub started_at: Option<DateTime<Utc>>,
+    /// It was created warm, and its claim is not complete.
+    pub is_warm: bool,
     /// This driver stopped it.
     pub is_stopped: bool,
     /// This driver is removing it.
@@ -103,6 +105,7 @@ impl BoxState {
             started_at: annotations
                 .get(STARTED_AT)
                 .and_then(|text| text.parse().ok()),
+            is_warm: annotations.contains_key(labels::WARM),
             is_stopped: annotations.contains_key(ENDING),
             is_removed: annotations.contains_key(REMOVAL),
             deleted_at: metadata.deletion_timestamp.as_ref().map(from_kubernetes),
@@ -125,6 +128,8 @@ pub enum StateChange {
     Failed(Failure),
     Blocked(BlockedSince),
     Started(DateTime<Utc>),
+    /// The claim of this owner is complete.
+    Claimed(UserId),
     Stopped,
     Removed,
 }
@@ -143,8 +148,18 @@ impl StateChange {
             }),
             Self::Blocked(blocked) => json!({ BLOCKED: json!(blocked).to_string() }),
             Self::Started(at) => json!({ STARTED_AT: at.to_rfc3339() }),
+            // Null removes an annotation.
+            Self::Claimed(_) => json!({ labels::WARM: Value::Null }),
             Self::Stopped => json!({ ENDING: "stopped" }),
             Self::Removed => json!({ REMOVAL: "begun" }),
+        }
+    }
+
+    /// The labels that it adds.
+    fn labels(&self) -> Value {
+        match self {
+            Self::Claimed(owner) => json!({ labels::OWNER: owner }),
+            _ => json!({}),
         }
     }
 
@@ -163,6 +178,7 @@ impl StateChange {
                 .as_ref()
                 .is_none_or(|known| known.key != blocked.key),
             Self::Started(_) => state.started_at.is_none(),
+            Self::Claimed(_) => state.is_warm,
             Self::Stopped => !state.is_stopped,
             Self::Removed => !state.is_removed,
         }
@@ -218,6 +234,7 @@ impl Context {
             let patch = json!({ "metadata": {
                 "resourceVersion": state.version,
                 "annotations": change.annotations(),
+                "labels": change.labels(),
             }});
             match self
                 .cluster
@@ -295,6 +312,17 @@ pub mod tests {
         };
         assert!(!StateChange::Blocked(later).changes(&held));
         assert!(StateChange::Blocked(blocked("main: pull")).changes(&held));
+    }
+
+    #[test]
+    fn claim_replaces_the_warm_annotation_by_the_owner_once() {
+        let owner: UserId = "user-0123456789abcdef".parse().unwrap();
+        let claimed = StateChange::Claimed(owner);
+        assert!(claimed.changes(&state_with(json!({ labels::WARM: "true" }))));
+        assert!(!claimed.changes(&state_with(json!({}))));
+        assert_eq!(claimed.annotations()[labels::WARM], Value::Null);
+        assert_eq!(claimed.labels()[labels::OWNER], "user-0123456789abcdef");
+        assert_eq!(StateChange::Stopped.labels(), json!({}));
     }
 
     #[test]

@@ -61,6 +61,16 @@ impl Runtime for Driver {
     }
 
     #[tracing::instrument(skip_all, fields(environment.id = %spec.id, generation), err(level = "debug"))]
+    async fn claim(
+        &self,
+        spec: &BoxSpec,
+        generation: i64,
+        address: SocketAddr,
+    ) -> Result<Observed, RuntimeError> {
+        self.context.claim(spec, generation, address).await
+    }
+
+    #[tracing::instrument(skip_all, fields(environment.id = %spec.id, generation), err(level = "debug"))]
     async fn apply_network_policy(
         &self,
         spec: &BoxSpec,

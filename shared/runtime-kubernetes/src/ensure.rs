@@ -5,7 +5,8 @@
 //! * I2. The network policy and the pull secrets exist before the Pod.
 //! * I3. Every step applies an object whose name follows from the id. Therefore a call completes an
 //!   interrupted one, and concurrent calls have the same result.
-//! * I4. A box that has run, failed or been stopped never gets another Pod.
+//! * I4. A spec that is not warm completes the claim of the warm box of its id ([`crate::claim`]).
+//! * I5. A box that has run, failed or been stopped never gets another Pod.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -26,9 +27,9 @@ use crate::observe::Snapshot;
 use crate::phase::{self, is_rejected_by_node};
 use crate::pod_watch::{Changes, wait_for_change};
 use crate::rejection::{self, Rejection};
-use crate::{objects, pod, pull_secret};
+use crate::{objects, pod, pull_secret, stages};
 
-/// Attempts to claim the namespace. Each failure is another replica's progress.
+/// Attempts to create or update the namespace. Each failure is another replica's progress.
 const ATTEMPTS: u32 = 20;
 /// The pause before a retry that waits for an object that was just created.
 const RETRY_SOON: Duration = Duration::from_millis(20);
@@ -66,7 +67,7 @@ impl Context {
         let deadline = Instant::now() + Duration::from_secs(self.config.start_deadline_s);
         let mut changes = self.changes().await?;
         let policy = spec.network_policy(self.config.default_allow_internet);
-        let state = self.claim(spec, generation, &policy).await?;
+        let state = self.ensure_namespace(spec, generation, &policy).await?;
         let may_create = state.failure.is_none() && state.started_at.is_none() && !state.is_stopped;
         if may_create && self.needs_pod(id).await? {
             match self.create(spec, &policy, deadline).await {
@@ -77,7 +78,17 @@ impl Context {
                 }
             }
         }
-        self.wait_until_settled(spec, &mut changes, deadline).await
+        let observed = self
+            .wait_until_settled(spec, &mut changes, deadline)
+            .await?;
+        if let BoxPhase::Running { address, .. } = observed.phase
+            && state.is_warm
+            && !spec.warm
+        {
+            self.complete_claim(spec, generation, &policy, address)
+                .await?;
+        }
+        Ok(observed)
     }
 
     /// Whether a Pod must be created. One that its node rejected is deleted first.
@@ -102,7 +113,7 @@ impl Context {
     }
 
     /// Brings the box's namespace to this generation; creates it if there is none.
-    async fn claim(
+    async fn ensure_namespace(
         &self,
         spec: &BoxSpec,
         generation: i64,
@@ -164,8 +175,9 @@ impl Context {
             self.cluster.box_objects::<Service>(id),
             self.cluster.system_services(),
         )?;
+        let owner = (!spec.warm).then_some(&spec.owner);
         let manifests = (
-            objects::network_policy(config, id, Some(&spec.owner), policy, &nodes),
+            objects::network_policy(config, id, owner, policy, &nodes),
             objects::quota(config, id),
             objects::service_account(config, id),
             objects::secret(config, spec),
@@ -281,6 +293,9 @@ impl Context {
                 } => match self.probe(spec, address).await {
                     Ok(()) => {
                         self.record(id, &StateChange::Started(started_at)).await?;
+                        if let Some(pod) = &pod {
+                            stages::record(pod, Utc::now());
+                        }
                         return Ok(observed);
                     }
                     Err(error) if is_late => {

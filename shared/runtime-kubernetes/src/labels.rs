@@ -13,6 +13,8 @@ pub const BOX: &str = "agentbox.dev/box";
 pub const OWNER: &str = "agentbox.dev/owner";
 /// The annotation of a Pod whose image is pulled with its owner's login.
 pub const OWNER_LOGIN: &str = "agentbox.dev/owner-login";
+/// The annotation of a Pod that was created warm, and of a namespace whose claim is not complete.
+pub const WARM: &str = "agentbox.dev/warm";
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 const USER_PREFIX: &str = "user.agentbox.dev/";
 /// Kubernetes refuses an object whose annotations are more than 256 KiB.
@@ -32,10 +34,13 @@ pub fn box_labels(deployment: &str, id: &EnvironmentId) -> BTreeMap<String, Stri
     ])
 }
 
-/// The labels of a box's namespace and of its Pod: also its owner.
+/// The labels of a box's namespace and of its Pod: also its owner. A warm box has none: no policy
+/// opens it.
 pub fn owned_labels(deployment: &str, spec: &BoxSpec) -> BTreeMap<String, String> {
     let mut labels = box_labels(deployment, &spec.id);
-    labels.insert(OWNER.to_owned(), spec.owner.to_string());
+    if !spec.warm {
+        labels.insert(OWNER.to_owned(), spec.owner.to_string());
+    }
     labels
 }
 

@@ -20,7 +20,8 @@
 //! * [`context`] has the configuration, the connections and the caches.
 //! * [`box_state`], [`phase`], [`blocked`] and [`rejection`] decide.
 //! * [`objects`], [`pod`], [`pull_secret`] and [`policy`] render.
-//! * [`observe`], [`ensure`], [`policy_change`], [`ending`], [`watch`] and [`repair`] act.
+//! * [`observe`], [`ensure`], [`claim`], [`policy_change`], [`ending`], [`watch`] and [`repair`] act.
+//! * [`stages`] measures.
 //! * [`driver`] implements the traits.
 //!
 //! `docs/drivers.md` lists the differences from the driver for one machine.
@@ -28,6 +29,7 @@
 mod blocked;
 mod box_state;
 mod capacity;
+mod claim;
 mod cluster;
 mod config;
 mod context;
@@ -51,6 +53,7 @@ mod pull_secret;
 mod reach;
 mod rejection;
 mod repair;
+mod stages;
 mod timestamps;
 mod usage;
 mod usage_cache;

@@ -46,10 +46,13 @@ pub fn namespace(
         "pod-security.kubernetes.io/enforce".to_owned(),
         config.pod_security.clone(),
     );
-    let annotations = BTreeMap::from([
+    let mut annotations = BTreeMap::from([
         (GENERATION, generation.to_string()),
         (NETWORK_POLICY, json!(policy).to_string()),
     ]);
+    if spec.warm {
+        annotations.insert(labels::WARM, "true".to_owned());
+    }
     json!({
         "apiVersion": "v1",
         "kind": "Namespace",

@@ -122,12 +122,15 @@ pub fn pod(config: &Config, spec: &BoxSpec, has_logins: bool) -> Value {
     })
 }
 
-/// The user's labels, the bounds of the box on the network, and whether a login of its owner pulls
-/// the image.
+/// The user's labels, the bounds of the box on the network, whether a login of its owner pulls the
+/// image, and whether it was created warm.
 fn annotations(config: &Config, spec: &BoxSpec) -> BTreeMap<String, String> {
     let mut annotations = labels::annotations(spec);
     if spec.image_credential.is_some() {
         annotations.insert(labels::OWNER_LOGIN.to_owned(), "true".to_owned());
+    }
+    if spec.warm {
+        annotations.insert(labels::WARM.to_owned(), "true".to_owned());
     }
     for (keys, bound) in [
         (BANDWIDTH, config.network_bandwidth),
@@ -223,10 +226,12 @@ fn environment(spec: &BoxSpec) -> Vec<Value> {
         .iter()
         .filter(|(key, _)| !key.starts_with(variables::PREFIX))
         .map(|(key, value)| json!({ "name": key, "value": escaped(value) }));
+    let warm = if spec.warm { "true" } else { "" };
     let boxd_variables = [
         (variables::LISTEN, variables::DEFAULT_LISTEN.to_owned()),
         (variables::OUTPUT_DIR, OUTPUT.to_owned()),
         (variables::TERMINATION_FILE, TERMINATION_FILE.to_owned()),
+        (variables::WARM, warm.to_owned()),
     ]
     .map(|(name, value)| json!({ "name": name, "value": value }));
     let token = json!({ "name": variables::TOKEN, "valueFrom": { "secretKeyRef": {
@@ -314,6 +319,24 @@ mod tests {
         assert_eq!(spec.runtime_class_name.as_deref(), Some("gvisor"));
         assert_eq!(spec.tolerations.unwrap()[0].key.as_deref(), Some("gpu"));
         assert!(spec.host_network.is_none() && spec.host_pid.is_none());
+    }
+
+    #[test]
+    fn warm_box_starts_an_unconfigured_boxd_and_has_no_owner() {
+        let variable = |pod: &Value| {
+            let env = pod["spec"]["containers"][0]["env"].as_array().unwrap();
+            let found = env.iter().find(|v| v["name"] == variables::WARM);
+            found.unwrap()["value"].clone()
+        };
+        let (warm, cold) = (manifest(|spec| spec.warm = true), manifest(|_| {}));
+        assert_eq!(
+            (variable(&warm), variable(&cold)),
+            (json!("true"), json!(""))
+        );
+        let metadata = &warm["metadata"];
+        assert_eq!(metadata["annotations"][labels::WARM], "true");
+        assert_eq!(metadata["labels"][labels::OWNER], Value::Null);
+        assert_eq!(cold["metadata"]["annotations"][labels::WARM], Value::Null);
     }
 
     #[test]

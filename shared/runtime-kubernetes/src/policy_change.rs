@@ -43,7 +43,7 @@ fn failure(id: &EnvironmentId, problem: &str) -> RuntimeError {
 
 /// The ports of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct ProbePorts {
+pub(crate) struct ProbePorts {
     /// Opened by the new object alone.
     open: u16,
     closed: u16,
@@ -144,7 +144,8 @@ impl Context {
         }
     }
 
-    async fn replace_policy(
+    /// Applies the policy, with the port that a probe opens.
+    pub(crate) async fn replace_policy(
         &self,
         spec: &BoxSpec,
         new: &NetworkPolicy,

@@ -24,6 +24,10 @@ pub enum RuntimeError {
     /// Nothing answers at a box's address.
     #[error("the box cannot be reached: {0}")]
     Unreachable(String),
+    /// The box cannot be claimed for this spec: it is not warm, it has ended, its claim differs, or the
+    /// driver cannot give it all of the spec. Nothing of the spec runs in it.
+    #[error("the box cannot be claimed: {0}")]
+    NotClaimable(String),
     /// Any other error of the cluster; the caller retries with backoff.
     #[error("{operation} failed: {message}")]
     Cluster {
@@ -43,6 +47,7 @@ impl RuntimeError {
         match self {
             Self::Unavailable(_) => "the cluster does not answer".to_owned(),
             Self::Unreachable(_) => "the box cannot be reached".to_owned(),
+            Self::NotClaimable(_) => "the box cannot be claimed".to_owned(),
             Self::Cluster { operation, .. } if *operation != IMAGE_PULL => {
                 format!("{operation} failed")
             }
@@ -71,6 +76,10 @@ mod tests {
             (
                 RuntimeError::Unreachable("10.0.0.1:1".to_owned()),
                 "the box cannot be reached",
+            ),
+            (
+                RuntimeError::NotClaimable("10.0.0.1:1".to_owned()),
+                "the box cannot be claimed",
             ),
         ] {
             assert_eq!(error.user_message(), message);

@@ -9,11 +9,12 @@
 //!
 //! Owns what every driver shares: the specification of a box, its parsed network policy with the
 //! address ranges, the rules that hold on every cluster, the bounds of a box on what it shares with
-//! others, the pauses between retries, and the texts of failed image pulls and starts. Never uses a
-//! cluster's API.
+//! others, the pauses between retries, the texts of failed image pulls and starts, and the metric of
+//! the stages of a create. Never uses a cluster's API.
 
 pub mod address_ranges;
 pub mod bounds;
+mod claim;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod connector;
@@ -21,6 +22,7 @@ pub mod defaults;
 mod error;
 pub mod image_pull;
 pub mod image_reference;
+pub mod metrics;
 mod network_policy;
 mod observed;
 pub mod preflight;
@@ -31,6 +33,7 @@ mod runtime;
 mod spec;
 pub mod start_failure;
 
+pub use claim::configure_claimed;
 pub use connector::{BoxConnector, BoxStream, Usage};
 pub use error::{IMAGE_PULL, PreflightError, RuntimeError};
 pub use network_policy::{IngressPort, NetworkPolicy, NetworkPolicyError};

@@ -1,5 +1,6 @@
 //! The trait for the scheduler.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -40,7 +41,35 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Creates and starts the box. Returns its state at the end: usually `Running`; `Starting` while
     /// something slow (an image pull) continues; or `Failed` when it can never run.
+    ///
+    /// A warm spec makes a box that waits for [`Self::claim`]. A spec that is not warm claims the warm
+    /// box of its id.
     async fn ensure(&self, spec: &BoxSpec, generation: i64) -> Result<Observed, RuntimeError>;
+
+    /// Gives the warm box `spec.id` to the owner of `spec`, which is not warm: its network policy first,
+    /// then its variables and its main command. It keeps its id, token, address and hostname. `address`
+    /// is that of the warm box in its last observation as `Running`.
+    ///
+    /// Neither starts the box again nor asks the cluster; a driver that keeps the generation there alone
+    /// does not compare it. The caller has matched everything that is
+    /// fixed when a box is created: image, resources, isolation except the network policy, and where
+    /// the cluster enforces network policies, that policy too.
+    ///
+    /// Succeeds again for the same claim. Another claim is [`RuntimeError::NotClaimable`]. A boxd that
+    /// does not answer within the deadline of a connection is [`RuntimeError::Unreachable`]: the caller
+    /// removes that box.
+    ///
+    /// [`Self::ensure`] of the same spec completes a claim: it records for the cluster what this call
+    /// leaves out (labels, annotations), and claims a box whose caller was killed before this call. The
+    /// caller calls it soon after the claim.
+    ///
+    /// Returns `Running` since now.
+    async fn claim(
+        &self,
+        spec: &BoxSpec,
+        generation: i64,
+        address: SocketAddr,
+    ) -> Result<Observed, RuntimeError>;
 
     /// Replaces the network policy of a running box by the spec's. The box has the old policy or the new
     /// one at each moment, and keeps the new one: also when its rules are lost and restored. May fail
@@ -70,4 +99,10 @@ pub trait Runtime: Send + Sync + 'static {
     async fn watch(&self) -> Result<ChangeStream, RuntimeError>;
 
     async fn capacity(&self) -> Result<Capacity, RuntimeError>;
+
+    /// The digest of the content that a new box of this image would have without a pull; `None` when the
+    /// cluster does not have the image, or its driver cannot know it.
+    async fn image_digest(&self, _image: &str) -> Result<Option<String>, RuntimeError> {
+        Ok(None)
+    }
 }

@@ -15,6 +15,10 @@ use crate::registry_credential::RegistryCredential;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BoxSpec {
     pub id: EnvironmentId,
+    /// The box waits for [`crate::Runtime::claim`]: nothing of a user runs in it, it has no `command`,
+    /// `use_entrypoint`, `env` and `labels`, and `owner` is that of its image pull alone.
+    #[serde(default)]
+    pub warm: bool,
     /// `allow_cluster_internal` opens the box to boxes of the same owner only.
     pub owner: UserId,
     /// An image reference: `python:3.11-slim`, or with registry and digest.

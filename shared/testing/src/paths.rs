@@ -68,6 +68,11 @@ impl Layout {
         self.0.join("clusters.json")
     }
 
+    #[must_use]
+    pub fn pools(&self) -> PathBuf {
+        self.0.join("pools.json")
+    }
+
     /// The first administrator's password, which auth reads at its first start.
     #[must_use]
     pub fn admin_password(&self) -> PathBuf {

@@ -51,6 +51,7 @@ pub(crate) fn ended(reason: StatusReason, command: Option<&str>) -> Environment 
         endpoint: text(),
         namespace: text(),
         address: None,
+        pool: None,
         generation: 1,
     }
 }

@@ -64,8 +64,25 @@ pub(crate) struct RegistryParameter {
     registry: String,
 }
 
+/// The parameter of a path that names a pool.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[allow(dead_code, reason = "describes a parameter")]
+pub(crate) struct PoolParameter {
+    /// The name of the pool: an RFC 1123 label.
+    #[param(
+        example = "python",
+        min_length = 1,
+        max_length = 63,
+        pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+    )]
+    pool: String,
+}
+
 /// The registry in a path. With the name `String`, utoipa would describe the parameter a second time.
 pub(crate) type Registry = String;
+/// The name of the pool in a path.
+pub(crate) type PoolName = String;
 
 /// The id in the path. Text that is not an id names no resource: the answer is 404.
 pub(crate) struct Path<T>(pub T);
@@ -86,6 +103,7 @@ pub(crate) async fn id<T: FromStr>(parts: &mut Parts) -> Result<T, Error> {
         "user" => "user",
         "key" => "API key",
         "registry" => "registry credential",
+        "pool" => "pool",
         _ => "environment",
     };
     value.parse().map_err(|_| Error::not_found(resource))

@@ -35,6 +35,7 @@ mod logs;
 mod notifications;
 mod openapi;
 mod outages;
+mod pools;
 mod ports;
 mod rate_limits;
 mod registries;

@@ -26,7 +26,7 @@ impl Drop for Slot {
 pub struct Slots {
     free: Arc<Semaphore>,
     limit: usize,
-    /// When the last command ended, or boxd started.
+    /// When the last command ended, or boxd started or was configured.
     last_end: Arc<Mutex<Instant>>,
 }
 
@@ -51,6 +51,11 @@ impl Slots {
             _permit: permit,
             last_end: Arc::clone(&self.last_end),
         })
+    }
+
+    /// Makes the box idle since now: the time of a warm box before its claim does not count.
+    pub fn restart_idle(&self) {
+        *self.last_end.lock() = Instant::now();
     }
 
     /// How long no command has run. `None`: one does.

@@ -60,17 +60,25 @@ async fn warm_box_accepts_one_configuration_repeatedly() {
     let request = proto::ConfigureRequest {
         command: crate::support::shell("while [ ! -e go ]; do sleep 0.02; done; exit $CODE"),
         env: [("CODE".into(), "8".into())].into(),
-        labels: [("a".into(), "b".into())].into(),
+        owner: "user-1".into(),
     };
     for _ in 0..2 {
         client.clone().configure(request.clone()).await.unwrap();
     }
-    let other = proto::ConfigureRequest {
-        command: vec![],
-        ..request
-    };
-    let refused = client.clone().configure(other).await.unwrap_err();
-    assert_eq!(refused.code(), Code::FailedPrecondition);
+    let others = [
+        proto::ConfigureRequest {
+            command: vec![],
+            ..request.clone()
+        },
+        proto::ConfigureRequest {
+            owner: "user-2".into(),
+            ..request
+        },
+    ];
+    for other in others {
+        let refused = client.clone().configure(other).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+    }
     assert_eq!(status(&client).await.main, "running");
     assert_eq!(run(&client, sh("echo $CODE")).await.text(), "8\n");
     std::fs::write(boxd.path("go"), "").unwrap();

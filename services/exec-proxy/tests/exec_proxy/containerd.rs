@@ -54,6 +54,7 @@ async fn start_box(driver: &Driver, command: Option<&str>) -> RealBox {
     let token = BoxToken::derive(&proxy::secret_bytes(), &id).unwrap();
     let spec = BoxSpec {
         id: id.clone(),
+        warm: false,
         owner: UserId::random(),
         image: "busybox".into(),
         command: command.map(|script| vec!["sh".into(), "-c".into(), script.into()]),

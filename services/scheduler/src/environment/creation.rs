@@ -1,5 +1,6 @@
 //! A new environment, as its request asks for it. Pure.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use agentbox_contracts::environment::rpc::CreateRequest;
@@ -12,6 +13,7 @@ use crate::cluster::placement::Allocatable;
 use crate::environment::quota::Quota;
 use crate::environment::request::{self, Quantities};
 use crate::environment::spec::{endpoint_name, namespace};
+use crate::environment::warm_claim::{CLAIM_GENERATION, WarmClaim};
 
 /// An environment to be created.
 #[derive(Clone, Debug)]
@@ -23,6 +25,8 @@ pub struct Creation {
     pub quota: Quota,
     pub start_deadline: DateTime<Utc>,
     pub idempotency_key: Option<String>,
+    /// The warm box that it has claimed.
+    pub claim: Option<WarmClaim>,
 }
 
 impl Creation {
@@ -58,6 +62,7 @@ impl Creation {
             exit_code: None,
             address: None,
             generation: 1,
+            pool: None,
         };
         Ok(Self {
             environment,
@@ -66,7 +71,24 @@ impl Creation {
             quota: Quota::default(),
             start_deadline: after(now, start_timeout),
             idempotency_key: request.idempotency_key,
+            claim: None,
         })
+    }
+
+    /// The same environment in the warm box `id` of `cluster`, which it has claimed. Its capacity is
+    /// reserved since the box was started.
+    #[must_use]
+    pub fn in_warm_box(&self, id: EnvironmentId, cluster: String, address: SocketAddr) -> Self {
+        let mut claimed = self.clone();
+        let environment = &mut claimed.environment;
+        environment.endpoint = endpoint_name(&id);
+        environment.namespace = namespace(&id);
+        environment.id = id;
+        environment.cluster = cluster;
+        environment.generation = CLAIM_GENERATION;
+        claimed.allocatable = Allocatable::UNLIMITED;
+        claimed.claim = Some(WarmClaim::Pending { address });
+        claimed
     }
 }
 

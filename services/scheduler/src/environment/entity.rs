@@ -50,6 +50,13 @@ pub struct Model {
     pub terminating_at: Option<DateTimeUtc>,
     pub grace_ms: i64,
     pub box_removed: bool,
+    /// Whether it got a box of a pool. `None`: no pool has its image.
+    #[sea_orm(column_type = "JsonBinary")]
+    pub pool: Option<Json>,
+    /// `pending`: the warm box at `claim_address` must be configured. `unrecorded`: the cluster must
+    /// record the claim. `None`: nothing of a claim is left to do.
+    pub claim: Option<String>,
+    pub claim_address: Option<String>,
     /// Numbers the environments in the order of their creation; Postgres assigns it.
     pub number: i64,
 }

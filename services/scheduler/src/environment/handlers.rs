@@ -1,5 +1,6 @@
 //! The RPCs of other services. Each decides, writes, and publishes.
 
+mod claim;
 mod create;
 mod credentials;
 mod patch;
@@ -23,6 +24,7 @@ use tokio::sync::Semaphore;
 use crate::cluster::registry::Clusters;
 use crate::config::Settings;
 use crate::environment::outbox::Outbox;
+use crate::environment::reconcile::Reconciler;
 use crate::environment::record::Record;
 use crate::environment::state::{EndReason, LifecycleEvent, transition};
 use crate::environment::store::{Change, Listing, Store, StoreError};
@@ -78,6 +80,8 @@ pub(super) struct Inner {
     pub(super) store: Store,
     pub(super) clusters: Clusters,
     pub(super) outbox: Outbox,
+    /// Configures claimed boxes.
+    pub(super) reconciler: Arc<Reconciler>,
     pub(super) settings: Settings,
     /// Bounds the changes that wait until their network policy is applied.
     policy_changes: Semaphore,
@@ -94,11 +98,18 @@ fn contended() -> Error {
 
 impl Environments {
     #[must_use]
-    pub fn new(store: Store, clusters: Clusters, outbox: Outbox, settings: Settings) -> Self {
+    pub fn new(
+        store: Store,
+        clusters: Clusters,
+        outbox: Outbox,
+        reconciler: Arc<Reconciler>,
+        settings: Settings,
+    ) -> Self {
         Self(Arc::new(Inner {
             store,
             clusters,
             outbox,
+            reconciler,
             settings,
             policy_changes: Semaphore::new(patch::MAX_POLICY_CHANGES),
         }))

@@ -5,8 +5,11 @@
 //!   one that ran.
 //! * I2. From any observation, repeating the plan leads to the requested state or to an
 //!   ended one.
-//! * I3. The plan of an ended environment is not [`Plan::Done`] before its box is removed.
+//! * I3. The box of a claim that is pending is claimed before it is observed: an observation does not
+//!   show whether it is configured.
+//! * I4. The plan of an ended environment is not [`Plan::Done`] before its box is removed.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use agentbox_contracts::environment::{Status, StatusReason};
@@ -14,6 +17,7 @@ use agentbox_runtime::{BoxPhase, ExitReason, IMAGE_PULL, Observed, RuntimeError}
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::environment::state::{LifecycleEvent, start_reason};
+use crate::environment::warm_claim::WarmClaim;
 
 #[cfg(test)]
 mod tests;
@@ -35,6 +39,8 @@ pub struct Intent {
     pub box_removed: bool,
     /// The network policy was changed, and its box may not have it yet.
     pub network_policy_pending: bool,
+    /// What is left to do for the claim of its warm box.
+    pub claim: Option<WarmClaim>,
     /// The error of the last attempt to start it.
     pub last_error: Option<String>,
 }
@@ -60,6 +66,10 @@ pub enum Plan {
     ReserveCapacity,
     /// Create the box; the driver's answer is the next observation.
     Ensure,
+    /// Configure the warm box at this address, or give it up and start another one.
+    Claim { address: SocketAddr },
+    /// Make the cluster record the claim of the running box.
+    RecordClaim,
     /// Plan again after this time, or when the cluster reports a change.
     RequeueAfter(Duration),
     /// Replace the network policy of the running box.
@@ -139,6 +149,11 @@ pub fn plan(intent: &Intent, observation: &Observation, now: DateTime<Utc>) -> P
 
 fn plan_pending(intent: &Intent, observation: &Observation, now: DateTime<Utc>) -> Plan {
     let is_late = now >= intent.start_deadline;
+    if let (Observation::Unknown, Some(WarmClaim::Pending { address })) =
+        (observation, &intent.claim)
+    {
+        return Plan::Claim { address: *address };
+    }
     match observation {
         Observation::Unknown if is_late => Plan::Observe,
         Observation::Unknown if !intent.capacity_reserved => Plan::ReserveCapacity,
@@ -196,6 +211,7 @@ fn plan_running(intent: &Intent, observation: &Observation) -> Plan {
         Observation::Unknown => Plan::Observe,
         Observation::Absent => Plan::Transition(LifecycleEvent::Lost),
         Observation::Present(observed) => match &observed.phase {
+            BoxPhase::Running { .. } if intent.claim.is_some() => Plan::RecordClaim,
             BoxPhase::Running { .. } if intent.network_policy_pending => Plan::ApplyNetworkPolicy,
             BoxPhase::Running { .. } => Plan::Done,
             BoxPhase::Exited {

@@ -29,7 +29,7 @@ use crate::environment::spec::SpecError;
 use crate::environment::store::{Claim, Store, StoreError};
 use crate::metrics;
 
-pub(super) use steps::call_runtime;
+pub(crate) use steps::call_runtime;
 
 /// A fifth of a claim's duration.
 const RENEW_INTERVAL: Duration = Duration::from_secs(1);
@@ -97,15 +97,18 @@ impl Reconciler {
         })
     }
 
-    /// Reconciles `id`. When another holder is reconciling it, that holder does so once more.
+    /// Reconciles `id`. When another holder is reconciling it, that holder does so once more. A warm
+    /// box is observed again before it can be claimed.
     ///
     /// # Errors
     /// When the database fails. Errors of the cluster are retried when the environment is due.
     pub async fn reconcile(&self, id: &EnvironmentId) -> Result<(), StoreError> {
         let claim = self.claims.fetch_add(1, Ordering::Relaxed);
         let holder = format!("{}.{claim}", self.instance);
-        if self.store.claim(id, &holder).await? != Claim::Acquired {
-            return Ok(());
+        match self.store.claim(id, &holder).await? {
+            Claim::Acquired => {}
+            Claim::HeldElsewhere => return Ok(()),
+            Claim::NotQueued => return self.store.recheck_warm_box(id).await,
         }
         let begun = Instant::now();
         let mut restarts = 0;

@@ -13,6 +13,7 @@ use crate::environment::entity;
 use crate::environment::plan::Intent;
 use crate::environment::request::Quantities;
 use crate::environment::state::LifecycleState;
+use crate::environment::warm_claim::WarmClaim;
 
 /// An environment, with the columns that only the scheduler reads.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +32,8 @@ pub struct Record {
     pub box_removed: bool,
     /// Its box may not have the present network policy yet.
     pub network_policy_pending: bool,
+    /// What is left to do for the claim of its warm box.
+    pub claim: Option<WarmClaim>,
 }
 
 /// A column has a value that this version cannot read.
@@ -87,6 +90,12 @@ impl TryFrom<entity::Model> for Record {
                     .map_err(|e| corrupt("address", e.to_string()))
             })
             .transpose()?;
+        let pool = row
+            .pool
+            .map(|pool| serde_json::from_value(pool).map_err(|e| corrupt("pool", e.to_string())))
+            .transpose()?;
+        let claim = WarmClaim::from_columns(row.claim.as_deref(), row.claim_address.as_deref())
+            .map_err(|problem| corrupt("claim", problem))?;
         Ok(Self {
             environment: Environment {
                 id: row.id.parse().map_err(|e| corrupt("id", format!("{e}")))?,
@@ -110,6 +119,7 @@ impl TryFrom<entity::Model> for Record {
                 namespace: row.namespace,
                 address,
                 generation: row.generation,
+                pool,
             },
             sealed_variables: row.sealed_variables,
             quantities: Quantities {
@@ -123,6 +133,7 @@ impl TryFrom<entity::Model> for Record {
             grace: Duration::from_millis(unsigned(row.grace_ms)),
             box_removed: row.box_removed,
             network_policy_pending: row.network_policy_pending,
+            claim,
         })
     }
 }
@@ -155,6 +166,7 @@ impl Record {
             grace: self.grace,
             box_removed: self.box_removed,
             network_policy_pending: self.network_policy_pending,
+            claim: self.claim,
             last_error: self.environment.status_message.clone(),
         }
     }
@@ -186,6 +198,7 @@ impl Record {
             status_reason: state.reason,
             status_message: state.message.clone(),
             exit_code: state.exit_code,
+            pool: self.environment.pool.clone(),
             at,
         }
     }

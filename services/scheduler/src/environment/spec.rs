@@ -55,6 +55,7 @@ pub fn box_spec(
     };
     Ok(BoxSpec {
         id: environment.id.clone(),
+        warm: false,
         owner: environment.owner.clone(),
         image: request.image.clone(),
         command: request.command.clone(),

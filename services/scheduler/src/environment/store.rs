@@ -1,4 +1,5 @@
-//! Every SQL statement about an environment, and about its owner's registry credentials.
+//! Every SQL statement about environments, about their owners' registry credentials, and about warm
+//! pools and their boxes.
 //!
 //! Reads go through the sea-orm entity `environments`. SQL text is for statements that an
 //! entity cannot express: a change together with its outbox rows (I2), claims, lists that
@@ -13,15 +14,19 @@
 
 mod activity;
 mod change;
+mod claims;
 mod create;
 mod credentials;
 mod list;
 mod messages;
 mod outbox;
+mod pools;
 mod queue;
+mod statistics;
 mod sweep;
 mod unreadable;
 mod variables;
+mod warm_boxes;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -42,12 +47,16 @@ use sea_orm::{
 use tracing::Instrument as _;
 
 pub use change::{Change, Patch, QueueAction};
+pub use claims::ClaimOutcome;
 pub use create::Reservation;
 pub use list::Listing;
 pub use outbox::{ClaimAction, LEASE as OUTBOX_LEASE, OutboxBatch, OutboxMessage, OutboxRow};
+pub use pools::PoolRow;
 pub use queue::{Claim, ClaimRenewal};
+pub use statistics::{Backlog, OwnerUse, Statistics, StatusCount};
 pub use sweep::ActiveEnvironment;
 use unreadable::{UnreadableRows, environment_id};
+pub use warm_boxes::{WarmBox, WarmStatus};
 
 use crate::environment::entity::{self, Column, Entity};
 use crate::environment::record::{CorruptRow, Record};

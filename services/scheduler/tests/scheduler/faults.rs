@@ -1,5 +1,6 @@
 //! Faults of a cluster and of the bus: a real driver behind a gate, and lost messages.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -98,6 +99,15 @@ impl Runtime for Gate {
         self.ensure_calls.fetch_add(1, Ordering::SeqCst);
         let _held = self.ensures.acquire().await;
         self.pass()?.ensure(spec, generation).await
+    }
+
+    async fn claim(
+        &self,
+        spec: &BoxSpec,
+        generation: i64,
+        address: SocketAddr,
+    ) -> Result<Observed, RuntimeError> {
+        self.pass()?.claim(spec, generation, address).await
     }
 
     async fn apply_network_policy(

@@ -14,6 +14,7 @@ mod faults;
 mod lifecycle;
 mod lists;
 mod outbox;
+mod pools;
 mod replicas;
 mod store;
 mod support;

@@ -4,6 +4,8 @@ mod activity;
 mod expiry;
 mod policy;
 mod quota;
+mod statistics;
+mod warm_boxes;
 
 use std::time::Duration;
 

@@ -15,6 +15,7 @@ const SOON: Duration = Duration::from_secs(20);
 fn spec(id: &EnvironmentId) -> BoxSpec {
     BoxSpec {
         id: id.clone(),
+        warm: false,
         owner: UserId::random(),
         image: "busybox".into(),
         command: None,

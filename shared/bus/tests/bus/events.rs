@@ -26,6 +26,7 @@ fn event(id: &EnvironmentId, kind: EventKind) -> EnvironmentEvent {
         status_reason: None,
         status_message: None,
         exit_code: None,
+        pool: None,
         at: Utc::now(),
     }
 }

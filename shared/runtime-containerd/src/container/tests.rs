@@ -195,6 +195,27 @@ fn user_and_image_environment_do_not_replace_boxd_variables() {
 }
 
 #[test]
+fn warm_box_starts_an_unconfigured_boxd_and_has_no_owner() {
+    let (mut warm, cold) = (spec(), spec());
+    warm.warm = true;
+    let variable = |spec: &BoxSpec| {
+        let found = environment(spec)
+            .into_iter()
+            .find(|e| e.key == variables::WARM);
+        found.map(|e| e.value)
+    };
+    assert_eq!(variable(&warm).as_deref(), Some("true"));
+    assert_eq!(variable(&cold).as_deref(), Some(""));
+    let has_owner = |spec: &BoxSpec| {
+        let owner = spec.owner.to_string();
+        labels::labels("local", spec, 1)
+            .values()
+            .any(|value| *value == owner)
+    };
+    assert!(has_owner(&cold) && !has_owner(&warm));
+}
+
+#[test]
 fn sandbox_and_container_have_the_same_user_namespace() {
     let (settings, spec) = (settings(), spec());
     let files = HostFiles {

@@ -325,6 +325,18 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
         network: &BoxNetwork,
         policy: &NetworkPolicy,
     ) -> String {
+        let mut text = self.base();
+        text.push_str(&self.rules_of_box(id, network, policy));
+        text
+    }
+
+    /// Renders all rules of one box, for tables that have the others.
+    pub fn rules_of_box(
+        &self,
+        id: &EnvironmentId,
+        network: &BoxNetwork,
+        policy: &NetworkPolicy,
+    ) -> String {
         let Self {
             table,
             bridge,
@@ -336,7 +348,7 @@ add rule inet {table} internet meta nfproto ipv4 goto delivered
             address, mac, port, ..
         } = network;
         let egress = egress_v4(policy);
-        let mut text = self.base();
+        let mut text = String::new();
         let mut line = |rule: String| {
             text.push_str(&rule);
             text.push('\n');

@@ -58,3 +58,11 @@ async fn closed_box_sends_no_packet_from_its_first_instruction() {
     s.clean().await.unwrap();
     outcome.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closed_claimed_box_sends_no_packet_from_its_first_instruction() {
+    let s = subject().await.claiming();
+    let outcome = check_no_datagram_arrives(&s).await;
+    s.clean().await.unwrap();
+    outcome.unwrap();
+}

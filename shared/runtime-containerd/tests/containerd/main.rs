@@ -10,6 +10,7 @@
 
 mod bounds;
 mod burst;
+mod claims;
 mod conformance;
 mod filling;
 mod first_instruction;

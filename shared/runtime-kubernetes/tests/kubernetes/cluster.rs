@@ -35,6 +35,7 @@ pub async fn subject() -> Subject<Driver> {
         measures_storage: true,
         shares_user_ids: true,
         refuses_entrypoint: true,
+        matches_network_policy: true,
     };
     subject_with(&config().await).with_differences(differences)
 }

@@ -7,6 +7,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod claims;
 mod cluster;
 mod conformance;
 mod damage;

@@ -16,7 +16,8 @@ use crate::{BoxConnector, BoxPhase, BoxSpec, ExitReason, FailureReason, Runtime,
 
 type Outcome = Result<(), Violation>;
 
-const IMAGE: &str = "agentbox.local/accounts";
+/// The repository of the images.
+pub const IMAGE: &str = "agentbox.local/accounts";
 
 /// The images that the tests need in the cluster: each name, and its `config` object as JSON.
 #[must_use]

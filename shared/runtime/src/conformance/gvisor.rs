@@ -119,6 +119,20 @@ pub async fn files_executions_and_ports_on_gvisor_work_as_elsewhere<D: Runtime +
 
 /// # Errors
 /// When the driver does not meet the requirement.
+pub async fn warm_box_on_gvisor_is_claimed<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
+    let mut spec = on_gvisor(s.script("dmesg; echo \"claimed by $WHO\"; exit 5"));
+    spec.env.insert("WHO".to_owned(), "me".to_owned());
+    let address = s.run_warm(&spec).await?;
+    s.first.claim(&spec, 1, address).await?;
+    let end = s.end_of(&spec.id).await?;
+    check(
+        end.exit_code == 5 && end.output.contains("gVisor") && end.output.contains("claimed by me"),
+        || format!("{end:?}"),
+    )
+}
+
+/// # Errors
+/// When the driver does not meet the requirement.
 pub async fn gvisor_boxes_are_killed_and_removed_repeatedly<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {

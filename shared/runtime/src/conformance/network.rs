@@ -2,6 +2,7 @@
 //! own tests cover its machines: host ports, the metadata address, forged senders.
 
 mod change;
+mod claims;
 pub mod destinations;
 pub mod probe;
 
@@ -16,6 +17,7 @@ use crate::{BoxConnector, BoxSpec, IngressPort, NetworkPolicy, Runtime};
 pub use change::{
     changed_policy_applies_to_new_and_to_open_connections, policy_of_an_older_generation_is_fenced,
 };
+pub use claims::first_packet_of_a_claimed_box_obeys_its_policy;
 
 type Outcome = Result<(), Violation>;
 

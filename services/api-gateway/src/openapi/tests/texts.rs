@@ -246,6 +246,7 @@ fn documented_limits_are_those_of_the_code() {
         MAX_EMAIL, MAX_KEY_DAYS, MAX_KEY_DESCRIPTION, MAX_KEY_PERMISSIONS, MAX_PASSWORD,
         MAX_USERNAME, MIN_PASSWORD,
     };
+    use agentbox_contracts::pool::MAX_READY;
     use agentbox_contracts::preview::MAX_PREVIEW_S;
     use agentbox_contracts::registry::{MAX_REGISTRY_PASSWORD, MAX_REGISTRY_USERNAME};
     let document = Document::new();
@@ -326,6 +327,9 @@ fn documented_limits_are_those_of_the_code() {
             "maxLength",
             MAX_REGISTRY_PASSWORD as u64,
         ),
+        ("SetPool", "image", "maxLength", MAX_IMAGE_LENGTH as u64),
+        ("SetPool", "min_ready", "maximum", MAX_READY.into()),
+        ("SetPool", "max_ready", "maximum", MAX_READY.into()),
         ("CreatePreview", "expires_in", "maximum", MAX_PREVIEW_S),
         ("ExecBody", "command", "maxItems", MAX_ARGUMENTS as u64),
     ] {

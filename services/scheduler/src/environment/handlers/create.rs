@@ -1,4 +1,4 @@
-//! Creating an environment: validate, choose a cluster, write, publish.
+//! Creating an environment: validate, claim a warm box or choose a cluster, write, publish.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(2);
 const UNREACHABLE_WAIT: Duration = Duration::from_secs(2);
 
 impl Environments {
-    /// Creates an environment in the first cluster that accepts it.
+    /// Creates an environment: in a warm box that matches, or in the first cluster that accepts it.
     ///
     /// # Errors
     /// `Validation`, `QuotaExceeded`, `IdempotencyConflict`; `Unavailable` when no
@@ -42,11 +42,14 @@ impl Environments {
         if let Some(replayed) = inner.store.replay(&creation).await? {
             return self.reply(&replayed);
         }
-        let chosen = match self.choose_cluster(&creation.environment, quantities).await {
+        if let Some(claimed) = self.claim(&mut creation).await? {
+            return self.reply(&claimed);
+        }
+        let environment = &creation.environment;
+        let chosen = match self.choose_cluster(environment, quantities, None).await {
             Err(refusal) if refusal.code == ErrorCode::Unavailable => {
                 inner.clusters.wait_for_unreachable(UNREACHABLE_WAIT).await;
-                self.choose_cluster(&creation.environment, quantities)
-                    .await?
+                self.choose_cluster(environment, quantities, None).await?
             }
             outcome => outcome?,
         };
@@ -57,6 +60,12 @@ impl Environments {
         let created = inner.store.create(&creation).await?;
         inner.outbox.wake(&created.environment.id);
         metrics::transitioned(Status::Pending, None);
+        if created.capacity_reserved {
+            metrics::admitted(created.environment.created_at, Utc::now());
+        }
+        if let Some(pool) = &created.environment.pool {
+            metrics::pool_requested(pool);
+        }
         tracing::info!(
             environment.id = %created.environment.id,
             cluster = created.environment.cluster,
@@ -65,15 +74,17 @@ impl Environments {
         self.reply(&created)
     }
 
-    /// Chooses the reachable cluster that runs `environment`.
-    async fn choose_cluster(
+    /// Chooses the reachable cluster that runs `environment`; with `only`, none but this one.
+    pub(crate) async fn choose_cluster(
         &self,
         environment: &Environment,
         quantities: Quantities,
+        only: Option<&str>,
     ) -> Result<Candidate, Error> {
         let mut candidates = Vec::new();
         let mut unreachable = Vec::new();
-        for cluster in self.inner().clusters.iter() {
+        let clusters = self.inner().clusters.iter();
+        for cluster in clusters.filter(|cluster| only.is_none_or(|only| cluster.name == only)) {
             // A cluster without a schedulable node counts as unreachable.
             let capacity = cluster
                 .capacity

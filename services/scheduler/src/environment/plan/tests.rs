@@ -19,6 +19,7 @@ fn intent(status: Status) -> Intent {
         grace: Duration::from_secs(10),
         box_removed: false,
         network_policy_pending: false,
+        claim: None,
         last_error: None,
     }
 }
@@ -36,6 +37,12 @@ fn running() -> BoxPhase {
     BoxPhase::Running {
         address: "10.0.0.2:1".parse().unwrap(),
         started_at: t(1),
+    }
+}
+
+fn pending_claim() -> WarmClaim {
+    WarmClaim::Pending {
+        address: "10.0.0.2:1".parse().unwrap(),
     }
 }
 
@@ -236,6 +243,47 @@ fn changed_network_policy_is_applied_to_a_running_box_only() {
             "{status:?}"
         );
     }
+}
+
+#[test]
+fn claimed_box_is_configured_before_it_is_observed_and_recorded_once_it_runs() {
+    let claiming = Intent {
+        claim: Some(pending_claim()),
+        ..intent(Status::Pending)
+    };
+    let claim = Plan::Claim {
+        address: "10.0.0.2:1".parse().unwrap(),
+    };
+    // Past the start deadline too: an observation would not show whether it is configured.
+    for at in [0, 1_000] {
+        assert_eq!(plan(&claiming, &Observation::Unknown, t(at)), claim);
+    }
+    let claimed = plan(&claiming, &present(running()), t(2));
+    assert!(
+        matches!(claimed, Plan::Transition(LifecycleEvent::Started { .. })),
+        "{claimed:?}"
+    );
+    let unrecorded = Intent {
+        claim: Some(WarmClaim::Unrecorded),
+        network_policy_pending: true,
+        ..intent(Status::Running)
+    };
+    for (observation, expected) in [
+        (Observation::Unknown, Plan::Observe),
+        (present(running()), Plan::RecordClaim),
+        (Observation::Absent, Plan::Transition(LifecycleEvent::Lost)),
+    ] {
+        assert_eq!(plan(&unrecorded, &observation, t(3)), expected);
+    }
+    let ending = Intent {
+        claim: Some(WarmClaim::Unrecorded),
+        ..intent(Status::Terminating)
+    };
+    assert_eq!(
+        plan(&ending, &Observation::Unknown, t(4)),
+        Plan::Observe,
+        "a claim does not delay the end"
+    );
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Carries out the plan, step by step.
 
+mod claims;
+
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
@@ -9,7 +11,7 @@ use agentbox_contracts::exec::ArchiveRequest;
 use agentbox_contracts::exec::rpc::ArchiveOutput;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::image_reference::{canonical_registry, registry};
-use agentbox_runtime::{BoxPhase, Runtime, RuntimeError};
+use agentbox_runtime::{BoxPhase, BoxSpec, Runtime, RuntimeError};
 use chrono::Utc;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
@@ -23,6 +25,7 @@ use crate::environment::record::Record;
 use crate::environment::spec::box_spec;
 use crate::environment::state::{LifecycleEvent, transition};
 use crate::environment::store::{Change, QueueAction, Reservation, StoreError};
+use crate::environment::warm_claim::WarmClaim;
 use crate::metrics;
 
 /// More steps than any path through the states has.
@@ -33,6 +36,8 @@ const ARCHIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const ARCHIVE_RETRY: Duration = Duration::from_millis(500);
 /// How soon a pending environment asks for capacity again.
 const CAPACITY_RETRY: Duration = Duration::from_secs(1);
+/// How soon the cluster records a claim, when the request that made it has been answered.
+const RECORD_CLAIM_WITHIN: Duration = Duration::from_secs(1);
 
 /// The result of a step.
 enum Next {
@@ -44,7 +49,7 @@ enum Next {
 
 /// Calls a cluster's driver; makes a span of the call and records its duration. Fails when the
 /// driver is not connected yet.
-pub(in crate::environment) async fn call_runtime<'a, T>(
+pub(crate) async fn call_runtime<'a, T>(
     cluster: &'a Cluster,
     name: &'static str,
     call: impl FnOnce(&'a dyn Runtime) -> BoxFuture<'a, Result<T, RuntimeError>>,
@@ -61,7 +66,7 @@ pub(in crate::environment) async fn call_runtime<'a, T>(
     );
     let begun = Instant::now();
     let outcome = call(runtime.as_ref()).instrument(span).await;
-    metrics::runtime_called(&cluster.name, name, begun.elapsed());
+    metrics::runtime_called(&cluster.name, name, outcome.is_ok(), begun.elapsed());
     outcome
 }
 
@@ -116,6 +121,8 @@ impl Reconciler {
             Plan::ReserveCapacity => self.reserve_capacity(cluster, record).await,
             Plan::Observe => self.observe(cluster, record).await,
             Plan::Ensure => self.ensure(cluster, record).await,
+            Plan::Claim { address } => self.claim(cluster, record, address).await,
+            Plan::RecordClaim => self.record_claim(cluster, record).await,
             Plan::ApplyNetworkPolicy => {
                 self.apply_network_policy(cluster, record, observation)
                     .await
@@ -165,6 +172,7 @@ impl Reconciler {
         let allocatable = allocatable(&capacity, cluster.overcommit);
         match self.store.reserve_capacity(&record, allocatable).await? {
             Reservation::Reserved => {
+                metrics::admitted(record.environment.created_at, Utc::now());
                 let mut record = record;
                 record.capacity_reserved = true;
                 record.environment.status_message = None;
@@ -204,17 +212,23 @@ impl Reconciler {
         }
     }
 
-    async fn ensure(&self, cluster: &Cluster, record: Box<Record>) -> Result<Next, ReconcileError> {
-        let environment = self.store.open(&record)?;
-        let mut spec = box_spec(
-            &environment,
-            record.quantities,
-            cluster,
-            &self.settings.boxes,
-        )?;
+    /// The spec of the box of `record`, with its variables and its login at the image's registry.
+    async fn complete_spec(
+        &self,
+        cluster: &Cluster,
+        record: &Record,
+    ) -> Result<BoxSpec, ReconcileError> {
+        let environment = self.store.open(record)?;
+        let boxes = &self.settings.boxes;
+        let mut spec = box_spec(&environment, record.quantities, cluster, boxes)?;
         let registry = canonical_registry(registry(&spec.image));
         spec.image_credential = self.store.credential(&spec.owner, &registry).await?;
-        let generation = environment.generation;
+        Ok(spec)
+    }
+
+    async fn ensure(&self, cluster: &Cluster, record: Box<Record>) -> Result<Next, ReconcileError> {
+        let spec = self.complete_spec(cluster, &record).await?;
+        let generation = record.environment.generation;
         let ensure = call_runtime(cluster, "ensure", |runtime| {
             runtime.ensure(&spec, generation)
         });
@@ -295,11 +309,15 @@ impl Reconciler {
             // The plan and the states disagree: start again from the row.
             return Err(StoreError::Fenced.into());
         };
+        let state_is_running = state.status == Status::Running;
         let mut change = Change::observed(&record, state);
         if let LifecycleEvent::Started { address, .. } = event
             && cluster.endpoint_is_address()
         {
             change.endpoint = Some(address.ip().to_string());
+        }
+        if matches!(record.claim, Some(WarmClaim::Pending { .. })) && state_is_running {
+            change.queue = QueueAction::Due(RECORD_CLAIM_WITHIN);
         }
         if removed {
             change.box_removed = true;
@@ -310,7 +328,12 @@ impl Reconciler {
         let environment = &after.environment;
         metrics::transitioned(environment.status, environment.status_reason);
         if environment.status == Status::Running {
-            metrics::started((now - environment.created_at).to_std().unwrap_or_default());
+            let begun = match &observation {
+                Observation::Present(observed) => Some(observed.created_at),
+                Observation::Unknown | Observation::Absent => None,
+            };
+            let is_claimed = environment.pool.as_ref().is_some_and(|pool| pool.hit);
+            metrics::started(environment.created_at, is_claimed, begun, now);
         }
         tracing::info!(
             environment.id = %environment.id,

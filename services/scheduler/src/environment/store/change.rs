@@ -17,6 +17,7 @@ use super::outbox::insert_outbox_rows;
 use super::{Params, Record, Store, StoreError, build, is_unchanged};
 use crate::environment::entity::{Column, Entity};
 use crate::environment::state::LifecycleState;
+use crate::environment::warm_claim::WarmClaim;
 
 /// How soon a requeued environment is reconciled when its command is lost.
 const REQUEUE_WITHIN: Duration = Duration::from_secs(2);
@@ -31,6 +32,8 @@ pub enum QueueAction {
     Keep,
     /// Reconcile it now, by a command, or after this time if the command is lost.
     Requeue(Duration),
+    /// Reconcile it after this time, unless a claim is held, whose holder continues.
+    Due(Duration),
     /// Remove it: nothing is left to do.
     Remove,
 }
@@ -201,6 +204,9 @@ fn transition_statement(
     let reason = state.reason.map(|reason| reason.as_str().to_owned());
     let address = state.address.map(|address| address.to_string());
     let grace_ms = i64::try_from(change.grace.as_millis()).unwrap_or(i64::MAX);
+    // Only a box that runs has a claim to record.
+    let claim = (before.claim.is_some() && state.status == Status::Running)
+        .then(|| WarmClaim::Unrecorded.as_str().to_owned());
     let mut update = Query::update();
     update
         .table(Entity)
@@ -215,6 +221,8 @@ fn transition_statement(
         .value(Column::TerminatingAt, change.terminating_at)
         .value(Column::GraceMs, grace_ms)
         .value(Column::BoxRemoved, change.box_removed)
+        .value(Column::Claim, claim)
+        .value(Column::ClaimAddress, None::<String>)
         .and_where(is_unchanged(before))
         .returning(Query::returning().columns(Column::iter()));
     if let Some(endpoint) = &change.endpoint {
@@ -234,6 +242,13 @@ fn transition_statement(
                 UPDATE reconcile_queue SET requeue = holder IS NOT NULL,
                     due_at = now() + make_interval(secs => {})
                 FROM changed WHERE environment_id = changed.id
+            )",
+            params.push(seconds(within))
+        ),
+        QueueAction::Due(within) => format!(
+            ", due AS (
+                UPDATE reconcile_queue SET due_at = now() + make_interval(secs => {})
+                FROM changed WHERE environment_id = changed.id AND holder IS NULL
             )",
             params.push(seconds(within))
         ),

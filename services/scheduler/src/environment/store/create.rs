@@ -1,12 +1,14 @@
 //! Creating: idempotency key, quota, capacity and the row, in one transaction.
 
+use std::time::Duration;
+
 use agentbox_contracts::audit::AuditAction;
 use agentbox_contracts::environment::{Environment, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::UserId;
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use agentbox_database::secret::{MasterSecret, Purpose};
-use agentbox_database::sql::{advisory_lock, statement, unsigned};
+use agentbox_database::sql::{advisory_lock, seconds, statement, unsigned};
 use agentbox_database::{begin, span};
 use sea_orm::ActiveValue::Set;
 use sea_orm::sea_query::{Expr, Query};
@@ -18,6 +20,7 @@ use tracing::Instrument as _;
 
 use super::messages::{audit_message, creation_messages};
 use super::outbox::insert_outbox_rows;
+use super::pools::outcome;
 use super::variables::stored_request;
 use super::{Record, Store, StoreError, build, get, is_unchanged, write};
 use crate::cluster::placement::Allocatable;
@@ -31,6 +34,11 @@ use crate::environment::request::Quantities;
 pub(super) const OWNER_LOCK: i32 = 1;
 /// The advisory lock of the reservations in one cluster.
 const CLUSTER_LOCK: i32 = 2;
+/// How soon a new environment is reconciled when its command is lost.
+const RECONCILE_WITHIN: Duration = Duration::from_secs(2);
+/// How soon a claim is completed when the request that made it was killed. Longer than that request
+/// takes.
+const CLAIM_WITHIN: Duration = Duration::from_secs(5);
 
 /// Whether capacity was reserved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +49,7 @@ pub enum Reservation {
 }
 
 /// The number for a `bigint` column. A larger one is clamped; no accepted quantity is as large.
-fn signed(number: u64) -> i64 {
+pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
@@ -53,7 +61,10 @@ fn body_hash(secret: &MasterSecret, environment: &Environment) -> Result<String,
     Ok(hex::encode(secret.digest(Purpose::RequestBody, &body)))
 }
 
-async fn usage(transaction: &DatabaseTransaction, owner: &UserId) -> Result<Usage, StoreError> {
+pub(super) async fn usage(
+    transaction: &DatabaseTransaction,
+    owner: &UserId,
+) -> Result<Usage, StoreError> {
     let usage = statement(
         "SELECT count(*) AS environments, coalesce(sum(cpu_milli), 0)::bigint AS cpu,
                 coalesce(sum(memory_bytes), 0)::bigint AS memory,
@@ -73,8 +84,9 @@ async fn usage(transaction: &DatabaseTransaction, owner: &UserId) -> Result<Usag
     })
 }
 
-/// Whether `quantities` fit beside the reservations in `cluster`. Takes the cluster's lock.
-async fn check_capacity(
+/// Whether `quantities` fit beside the reservations in `cluster`: of environments, and of warm boxes.
+/// Takes the cluster's lock.
+pub(super) async fn check_capacity(
     transaction: &DatabaseTransaction,
     cluster: &str,
     quantities: Quantities,
@@ -88,9 +100,13 @@ async fn check_capacity(
         "SELECT coalesce(sum(cpu_milli), 0)::bigint AS cpu,
                 coalesce(sum(memory_bytes), 0)::bigint AS memory,
                 least(coalesce(sum(storage_bytes), 0), 9223372036854775807)::bigint AS storage
-         FROM environments
-         WHERE cluster = $1 AND capacity_reserved
-            AND status IN ('pending', 'running', 'terminating')",
+         FROM (
+            SELECT cpu_milli, memory_bytes, storage_bytes FROM environments
+            WHERE cluster = $1 AND capacity_reserved
+                AND status IN ('pending', 'running', 'terminating')
+            UNION ALL
+            SELECT cpu_milli, memory_bytes, storage_bytes FROM warm_boxes WHERE cluster = $1
+         ) AS reserved",
         [cluster.into()],
     );
     let Some(row) = transaction.query_one_raw(reserved).await? else {
@@ -219,7 +235,7 @@ async fn reserve_capacity(
 }
 
 /// [`Store::replay`], without its span: on a connection or in a transaction.
-async fn replay(
+pub(super) async fn replay(
     connection: &impl ConnectionTrait,
     secret: &MasterSecret,
     creation: &Creation,
@@ -248,7 +264,7 @@ async fn replay(
     get(connection, &id).await
 }
 
-async fn insert(
+pub(super) async fn insert(
     transaction: &DatabaseTransaction,
     secret: &MasterSecret,
     creation: &Creation,
@@ -262,7 +278,8 @@ async fn insert(
         Reservation::Waiting(message) => Some(message),
     };
     let (stored_request, sealed_variables) = stored_request(secret, environment)?;
-    let mut messages = creation_messages(environment, status_message.clone());
+    let claim = creation.claim;
+    let mut messages = creation_messages(environment, status_message.clone(), claim.is_some());
     messages.extend(audit_message(
         AuditAction::CreateEnvironment,
         environment.id.as_str(),
@@ -291,6 +308,15 @@ async fn insert(
         start_deadline: Set(creation.start_deadline),
         capacity_reserved: Set(capacity_reserved),
         grace_ms: Set(0),
+        pool: Set(environment
+            .pool
+            .as_ref()
+            .map(serde_json::to_value)
+            .transpose()?),
+        claim: Set(claim.map(|claim| claim.as_str().to_owned())),
+        claim_address: Set(claim
+            .and_then(|claim| claim.address())
+            .map(|address| address.to_string())),
         ..Default::default()
     };
     let mut insert = Entity::insert(row).into_query();
@@ -299,10 +325,21 @@ async fn insert(
     let outbox_rows = insert_outbox_rows("created", &messages, &mut params)?;
     let key = params.push(creation.idempotency_key.clone());
     let body_hash = params.push(body_hash(secret, environment)?);
+    let within = match claim {
+        Some(_) => CLAIM_WITHIN,
+        None => RECONCILE_WITHIN,
+    };
+    let within = params.push(seconds(within));
+    let pool = environment.pool.as_ref();
+    let pool_name = params.push(pool.map(|pool| pool.name.clone()));
+    let outcome = params.push(pool.map(|pool| outcome(pool).to_owned()));
     let text = format!(
         "WITH created AS ({insert}), queued AS (
             INSERT INTO reconcile_queue (environment_id, cluster, due_at)
-            SELECT id, cluster, now() + interval '2 seconds' FROM created
+            SELECT id, cluster, now() + make_interval(secs => {within}) FROM created
+         ), pool_request AS (
+            INSERT INTO pool_requests (pool, outcome)
+            SELECT {pool_name}, {outcome} FROM created WHERE {pool_name}::text IS NOT NULL
          ), outbox_rows AS ({outbox_rows}), idempotency_row AS (
             INSERT INTO idempotency (owner, key, body_hash, environment_id, expires_at)
             SELECT owner, {key}, {body_hash}, id, now() + interval '24 hours' FROM created

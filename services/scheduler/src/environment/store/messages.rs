@@ -15,10 +15,11 @@ use crate::environment::state::event_kind;
 #[cfg(test)]
 mod tests;
 
-/// The messages of a new environment.
+/// The messages of a new environment. `is_claim`: it has claimed a warm box.
 pub(super) fn creation_messages(
     environment: &Environment,
     status_message: Option<String>,
+    is_claim: bool,
 ) -> Vec<OutboxMessage> {
     let event = EnvironmentEvent {
         environment_id: environment.id.clone(),
@@ -28,12 +29,16 @@ pub(super) fn creation_messages(
         status_reason: None,
         status_message,
         exit_code: None,
+        pool: environment.pool.clone(),
         at: environment.created_at,
     };
-    vec![
-        OutboxMessage::reconcile(&environment.cluster),
-        OutboxMessage::Event(event),
-    ]
+    let mut messages = Vec::with_capacity(3);
+    // The request that claims a box configures it at once.
+    if !is_claim {
+        messages.push(OutboxMessage::reconcile(&environment.cluster));
+    }
+    messages.push(OutboxMessage::Event(event));
+    messages
 }
 
 /// The messages of a transition.

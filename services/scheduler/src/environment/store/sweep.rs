@@ -22,7 +22,7 @@ const DELETE_BATCH: i64 = 5_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ActiveEnvironment {
     pub id: EnvironmentId,
-    /// `None` when this version does not know the status.
+    /// `None` when this version does not know the status, and for a warm box.
     pub status: Option<Status>,
 }
 
@@ -80,8 +80,8 @@ impl Store {
         records(active.all(&self.database).await?)
     }
 
-    /// The environments of a cluster that have a box, or whose box may still exist. Includes
-    /// those whose status cannot be read, because their box is no orphan.
+    /// The environments of a cluster that have a box, or whose box may still exist, and the warm boxes.
+    /// Includes those whose status cannot be read, because their box is no orphan.
     ///
     /// # Errors
     /// When the database fails.
@@ -91,19 +91,22 @@ impl Store {
     ) -> Result<Vec<ActiveEnvironment>, StoreError> {
         let active = statement(
             "SELECT id, status FROM reconcile_queue JOIN environments ON id = environment_id
-             WHERE reconcile_queue.cluster = $1",
+             WHERE reconcile_queue.cluster = $1
+             UNION ALL SELECT id, NULL AS status FROM warm_boxes WHERE cluster = $1",
             [cluster.into()],
         );
         let mut environments = Vec::new();
         let mut unreadable = UnreadableRows::default();
         for row in self.database.query_all_raw(active).await? {
-            let (id, status): (String, String) =
+            let (id, status): (String, Option<String>) =
                 (row.try_get("", "id")?, row.try_get("", "status")?);
-            let status = unreadable.skip(status.parse::<Status>().map_err(|_| CorruptRow {
-                id: id.clone(),
-                column: "status",
-                problem: format!("`{status}` is not a status"),
-            }));
+            let status = status.and_then(|status| {
+                unreadable.skip(status.parse::<Status>().map_err(|_| CorruptRow {
+                    id: id.clone(),
+                    column: "status",
+                    problem: format!("`{status}` is not a status"),
+                }))
+            });
             if let Some(id) = unreadable.skip(environment_id(&id)) {
                 environments.push(ActiveEnvironment { id, status });
             }

@@ -18,6 +18,7 @@ use agentbox_scheduler::config::Settings;
 use agentbox_scheduler::environment::handlers::Environments;
 use agentbox_scheduler::environment::outbox::outbox;
 use agentbox_scheduler::environment::quota::Quota;
+use agentbox_scheduler::environment::reconcile::Reconciler;
 use agentbox_scheduler::environment::spec::BoxDefaults;
 use agentbox_testing::{NatsEndpoint, TestNats};
 use futures::FutureExt as _;
@@ -56,19 +57,25 @@ pub fn settings() -> Settings {
         stop_grace: Duration::from_secs(10),
         resync_interval: Duration::from_secs(1),
         retention: Duration::from_secs(7 * 24 * 3600),
+        pool_box_max_age: Duration::from_secs(3600),
         max_reconciles: 16,
     }
 }
 
 /// The handlers alone, without a cluster; nothing is published.
 pub async fn environments(database: &Database) -> Environments {
-    let (outbox, _) = outbox(database.store.clone(), shared_bus().await);
-    Environments::new(
-        database.store.clone(),
-        Clusters::default(),
-        outbox,
+    let (store, clusters) = (database.store.clone(), Clusters::default());
+    let bus = shared_bus().await;
+    let (outbox, _) = outbox(store.clone(), bus.clone());
+    let reconciler = Reconciler::new(
+        store.clone(),
+        clusters.clone(),
+        bus,
+        outbox.clone(),
         settings(),
-    )
+        CancellationToken::new(),
+    );
+    Environments::new(store, clusters, outbox, reconciler, settings())
 }
 
 /// One replica.

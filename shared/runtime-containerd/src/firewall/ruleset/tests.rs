@@ -312,3 +312,28 @@ fn removal_renders_the_same_commands() {
     let text = ruleset().remove(&ID.parse().unwrap(), &network());
     assert_snapshot("removal", &text);
 }
+
+#[test]
+fn rules_of_a_claimed_box_replace_those_of_the_warm_one() {
+    let (id, policy) = (ID.parse().unwrap(), NetworkPolicy::unspecified(true));
+    let (warm, claimed) = (
+        BoxNetwork {
+            owner: None,
+            ..network()
+        },
+        network(),
+    );
+    let before = ruleset().rules_of_box(&id, &warm, &NetworkPolicy::default());
+    assert!(!before.contains("boxes-local-user"), "{before}");
+    assert_eq!(chain(&before, "in"), ["drop"]);
+    let after = ruleset().rules_of_box(&id, &claimed, &policy);
+    assert!(
+        after.contains(&format!("boxes-local-{OWNER} {{ 10.160.0.5 }}")),
+        "{after}"
+    );
+    for name in CHAINS {
+        assert!(after.contains(&format!("flush chain inet agentbox-local {name}-{ID}")));
+    }
+    let all = ruleset().install(&id, &claimed, &policy);
+    assert!(all.ends_with(&after) && !after.contains("add table"));
+}

@@ -50,6 +50,11 @@ impl Model {
 
     fn set(&mut self, next: LifecycleState) {
         self.has_run |= next.status == Status::Running;
+        self.intent.claim = self
+            .intent
+            .claim
+            .filter(|_| next.status == Status::Running)
+            .map(|_| WarmClaim::Unrecorded);
         self.intent.status = next.status;
         self.state = next;
     }
@@ -102,6 +107,16 @@ impl Model {
                 Plan::Observe => observation = observed,
                 Plan::ReserveCapacity => self.intent.capacity_reserved = true,
                 Plan::ApplyNetworkPolicy => self.intent.network_policy_pending = false,
+                Plan::RecordClaim => self.intent.claim = None,
+                Plan::Claim { .. } => {
+                    // A box that is not there, or does not run, is given up.
+                    if matches!(self.phase, Some(BoxPhase::Running { .. })) {
+                        observation = observed;
+                    } else {
+                        self.phase = None;
+                        self.intent.claim = None;
+                    }
+                }
                 Plan::Ensure => {
                     assert!(!self.has_run, "a box is never created for one that has run");
                     let phase = self.phase.get_or_insert_with(starting).clone();
@@ -158,18 +173,29 @@ fn any_intent() -> impl Strategy<Value = Intent> {
         any::<[bool; 4]>(),
         -400_i64..400,
         any::<u64>(),
+        any::<bool>(),
     )
         .prop_map(
-            |(status, [reserved, removed, terminating, changed], deadline, grace)| Intent {
+            |(status, [reserved, removed, terminating, changed], deadline, grace, claims)| Intent {
                 start_deadline: t(deadline),
                 capacity_reserved: reserved,
                 terminating_at: terminating.then(|| t(1)),
                 grace: Duration::from_secs(grace / 2),
                 box_removed: removed,
                 network_policy_pending: changed,
+                claim: claim_of(status).filter(|_| claims),
                 ..intent(status)
             },
         )
+}
+
+/// The claim that an environment in `status` may have.
+fn claim_of(status: Status) -> Option<WarmClaim> {
+    match status {
+        Status::Pending => Some(pending_claim()),
+        Status::Running => Some(WarmClaim::Unrecorded),
+        Status::Terminating | Status::Terminated | Status::Failed => None,
+    }
 }
 
 /// A state of `status`, for the transitions that a plan asks for.
@@ -186,9 +212,14 @@ proptest! {
         changes in proptest::collection::vec(any_external_change(), 0..12),
         capacity_reserved in any::<bool>(),
         network_policy_pending in any::<bool>(),
+        is_claim in any::<bool>(),
     ) {
         let mut model = Model::new(capacity_reserved);
         model.intent.network_policy_pending = network_policy_pending;
+        if is_claim {
+            model.intent.claim = Some(pending_claim());
+            model.phase = Some(running());
+        }
         for change in changes {
             model.reconcile();
             model.apply_external(change);
@@ -209,7 +240,7 @@ proptest! {
     ) {
         let status = intent.status;
         match plan(&intent, &observation, t(at)) {
-            Plan::Ensure | Plan::ReserveCapacity | Plan::RequeueAfter(_) =>
+            Plan::Ensure | Plan::ReserveCapacity | Plan::RequeueAfter(_) | Plan::Claim { .. } =>
                 prop_assert_eq!(status, Status::Pending),
             Plan::Stop { .. } => prop_assert_eq!(status, Status::Terminating),
             Plan::Remove => prop_assert!(status.is_ended() && !intent.box_removed),
@@ -217,6 +248,7 @@ proptest! {
                 prop_assert_eq!(status, Status::Running);
                 prop_assert!(intent.network_policy_pending);
             }
+            Plan::RecordClaim => prop_assert_eq!(status, Status::Running),
             Plan::Done => prop_assert!(status == Status::Running || intent.box_removed),
             Plan::Observe => prop_assert_eq!(observation, Observation::Unknown),
             Plan::Finalize { removal, event, .. } => {

@@ -43,6 +43,7 @@ fn pending() -> Record {
         grace: Duration::ZERO,
         box_removed: false,
         network_policy_pending: false,
+        claim: None,
     }
 }
 

@@ -1,0 +1,193 @@
+//! Warm pools on a real containerd.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use agentbox_contracts::environment::{EventKind, Status};
+use agentbox_contracts::ids::EnvironmentId;
+use agentbox_contracts::pool::rpc::{
+    DeletePool, DeletePoolRequest, GetPool, GetPoolRequest, SetPool, SetPoolRequest,
+};
+use agentbox_contracts::pool::{MissReason, Pool, PoolSpec, PoolUse};
+use futures::future::join_all;
+
+use crate::support::cluster::{CALL, World};
+use crate::support::{eventually, request};
+
+const SOON: Duration = Duration::from_secs(30);
+const POOL: &str = "busybox";
+
+/// Defines the pool of the boxes of [`request`].
+async fn set_pool(world: &World, min_ready: u32, max_ready: u32) {
+    let request = request("warm");
+    let request = SetPoolRequest {
+        name: POOL.to_owned(),
+        spec: PoolSpec {
+            image: request.image,
+            resources: request.resources,
+            isolation: None,
+            node_selector: BTreeMap::new(),
+            cluster: None,
+            min_ready,
+            max_ready,
+        },
+    };
+    world.gateway.call::<SetPool>(&request, CALL).await.unwrap();
+}
+
+async fn pool(world: &World) -> Pool {
+    let request = GetPoolRequest {
+        name: POOL.to_owned(),
+    };
+    world.gateway.call::<GetPool>(&request, CALL).await.unwrap()
+}
+
+async fn wait_for_ready(world: &World, ready: u64) {
+    eventually("the pool has its boxes", SOON, async || {
+        let status = pool(world).await.status;
+        status.ready == ready && status.starting == 0
+    })
+    .await;
+}
+
+/// The boxes of the cluster.
+async fn boxes(world: &World) -> BTreeSet<EnvironmentId> {
+    let boxes = world.driver.list().await.unwrap();
+    boxes.into_iter().map(|observed| observed.id).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn matching_create_runs_at_once_in_a_ready_box_which_is_replaced() {
+    let world = World::new().await;
+    let replica = world.replica().await;
+    set_pool(&world, 2, 4).await;
+    wait_for_ready(&world, 2).await;
+    let ready = boxes(&world).await;
+    let mut wanted = request("hit");
+    wanted.env.insert("A".into(), "b".into());
+    wanted.labels.insert("team".into(), "a".into());
+    wanted.timeout_s = 60;
+    let created = world.create(wanted).await;
+    assert_eq!(created.status, Status::Running, "{created:?}");
+    assert_eq!(created.pool, Some(PoolUse::hit(POOL)));
+    assert!(ready.contains(&created.id));
+    assert!(created.started_at.unwrap() >= created.created_at);
+    let lifetime = created.expires_at - created.created_at;
+    assert_eq!(lifetime, chrono::TimeDelta::seconds(60));
+    let events = world.events(&created.id, 2).await;
+    for (event, kind) in events.iter().zip([EventKind::Created, EventKind::Running]) {
+        assert_eq!(event.kind, kind);
+        assert_eq!(event.pool, created.pool);
+    }
+    wait_for_ready(&world, 2).await;
+    // A command that ends ends its environment, as in a box of its own.
+    let mut once = request("once");
+    once.command = Some(vec!["sh".into(), "-c".into(), "exit 0".into()]);
+    let once = world.create(once).await;
+    assert_eq!(once.pool, Some(PoolUse::hit(POOL)));
+    world
+        .wait_for_status(&once.id, Status::Terminated, SOON)
+        .await;
+    world.wait_for_box_removal(&once.id).await;
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn create_that_misses_starts_cold_with_the_reason() {
+    let world = World::new().await;
+    let replica = world.replica().await;
+    set_pool(&world, 0, 0).await;
+    let created = world.create(request("empty")).await;
+    assert_eq!(created.status, Status::Pending);
+    assert_eq!(created.pool, Some(PoolUse::miss(POOL, MissReason::Empty)));
+    let mut large = request("large");
+    large.resources.memory = "96Mi".into();
+    let large = world.create(large).await;
+    assert_eq!(large.pool, Some(PoolUse::miss(POOL, MissReason::Resources)));
+    for id in [&created.id, &large.id] {
+        world.wait_for_status(id, Status::Running, SOON).await;
+    }
+    let status = pool(&world).await.status;
+    assert_eq!((status.hits, status.claims()), (0, 2));
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopped_ready_box_is_never_handed_out() {
+    let world = World::new().await;
+    let replica = world.replica().await;
+    set_pool(&world, 1, 1).await;
+    wait_for_ready(&world, 1).await;
+    let dead = boxes(&world).await.pop_first().unwrap();
+    world.driver.stop(&dead, Duration::ZERO).await.unwrap();
+    let created = world.create(request("after")).await;
+    let running = world
+        .wait_for_status(&created.id, Status::Running, SOON)
+        .await;
+    let is_replaced = created.id != dead;
+    // Otherwise its claim failed, and the environment has started in a new box.
+    let is_cold = running.pool == Some(PoolUse::miss(POOL, MissReason::ClaimFailed));
+    assert!(is_replaced || is_cold, "{running:?}");
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleted_pool_removes_its_boxes_and_keeps_claimed_ones() {
+    let world = World::new().await;
+    let replica = world.replica().await;
+    set_pool(&world, 2, 2).await;
+    wait_for_ready(&world, 2).await;
+    let kept = world.create(request("kept")).await;
+    let request = DeletePoolRequest {
+        name: POOL.to_owned(),
+    };
+    let deleted = world.gateway.call::<DeletePool>(&request, CALL).await;
+    deleted.unwrap();
+    eventually("only the claimed box is left", SOON, async || {
+        boxes(&world).await == BTreeSet::from([kept.id.clone()])
+    })
+    .await;
+    assert_eq!(world.get(&kept.id).await.status, Status::Running);
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scheduler_killed_during_claims_hands_out_nothing_twice_and_loses_nothing() {
+    const CREATES: usize = 12;
+    let world = World::new().await;
+    let mut first = world.process();
+    world.wait_until_ready().await;
+    set_pool(&world, 4, 4).await;
+    wait_for_ready(&world, 4).await;
+    let creates = join_all((0..CREATES).map(|n| {
+        let wanted = request(&format!("claim-{n}"));
+        world.create_until_answered(wanted, SOON)
+    }));
+    let restart = async {
+        // Some of the claims are answered, some are in progress, some have not begun.
+        eventually("a box is claimed", SOON, async || {
+            world
+                .database
+                .number("SELECT count(*) FROM environments")
+                .await
+                > 0
+        })
+        .await;
+        first.kill();
+        world.process()
+    };
+    let (created, _second) = tokio::join!(creates, restart);
+    let ids: BTreeSet<&EnvironmentId> = created.iter().map(|created| &created.id).collect();
+    assert_eq!(ids.len(), CREATES, "each has a box of its own");
+    for created in &created {
+        world
+            .wait_for_status(&created.id, Status::Running, SOON)
+            .await;
+    }
+    wait_for_ready(&world, 4).await;
+    let expected = CREATES + 4;
+    eventually("no other box is left", SOON, async || {
+        boxes(&world).await.len() == expected
+    })
+    .await;
+}

@@ -1,0 +1,171 @@
+//! Configures the boxd of a claimed box, for every driver.
+
+use std::time::Duration;
+
+use agentbox_box_protocol::client::{ConfigureError, configure, connect};
+use agentbox_box_protocol::proto::ConfigureRequest;
+use agentbox_box_protocol::token::BoxToken;
+use agentbox_box_protocol::variables;
+use agentbox_contracts::ErrorChain;
+
+use crate::{BoxSpec, BoxStream, RuntimeError};
+
+/// The configuration of a box for `spec`, as a cold box of this spec has it. `entrypoint` is the main
+/// command of its image, for a spec with `use_entrypoint`.
+fn request(spec: &BoxSpec, entrypoint: Option<&[String]>) -> ConfigureRequest {
+    let of_image = entrypoint.filter(|_| spec.use_entrypoint);
+    let command = spec.command.as_deref().or(of_image).unwrap_or_default();
+    let variables = spec
+        .env
+        .iter()
+        .filter(|(name, _)| !name.starts_with(variables::PREFIX))
+        .map(|(name, value)| (name.clone(), value.clone()));
+    ConfigureRequest {
+        command: command.to_vec(),
+        env: variables.collect(),
+        owner: spec.owner.to_string(),
+    }
+}
+
+fn unanswered(within: Duration) -> RuntimeError {
+    RuntimeError::Unreachable(format!("its boxd did not answer within {within:?}"))
+}
+
+/// Gives a warm boxd the owner, the variables and the main command of `spec`. `connection` connects to
+/// it; meanwhile `prepared` makes what must be in force before boxd has the command. `entrypoint` is the
+/// main command of the image, if the driver knows it. `within` bounds the time until boxd is connected,
+/// and again that until it answers.
+///
+/// # Errors
+/// [`RuntimeError::NotClaimable`] when boxd refuses, or the command of the image is unknown or none;
+/// [`RuntimeError::Unreachable`] when boxd does not answer within the deadline; the error of
+/// `connection` or of `prepared`.
+pub async fn configure_claimed<S: BoxStream>(
+    connection: impl Future<Output = Result<S, RuntimeError>>,
+    prepared: impl Future<Output = Result<(), RuntimeError>>,
+    spec: &BoxSpec,
+    entrypoint: Option<&[String]>,
+    within: Duration,
+) -> Result<(), RuntimeError> {
+    if spec.use_entrypoint && spec.command.is_none() && entrypoint.is_none_or(<[String]>::is_empty)
+    {
+        return Err(RuntimeError::NotClaimable(
+            "the command of its image is not known".to_owned(),
+        ));
+    }
+    let token = BoxToken::parse(&spec.boxd_token)
+        .map_err(|error| RuntimeError::NotClaimable(error.to_string()))?;
+    let connected = async {
+        let connecting = async {
+            let stream = connection.await?;
+            connect(stream, &token)
+                .await
+                .map_err(|error| RuntimeError::Unreachable(ErrorChain(&error).to_string()))
+        };
+        let in_time = tokio::time::timeout(within, connecting).await;
+        in_time.unwrap_or_else(|_| Err(unanswered(within)))
+    };
+    let (client, ()) = tokio::try_join!(connected, prepared)?;
+    let configuring = configure(client, request(spec, entrypoint));
+    match tokio::time::timeout(within, configuring).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(ConfigureError::Refused(message))) => Err(RuntimeError::NotClaimable(message)),
+        Ok(Err(error @ ConfigureError::Unanswered(_))) => {
+            Err(RuntimeError::Unreachable(error.to_string()))
+        }
+        Err(_) => Err(unanswered(within)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+    use crate::conformance::example_spec;
+
+    fn words(words: &[&str]) -> Vec<String> {
+        words.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    #[test]
+    fn request_has_the_command_that_a_cold_box_runs() {
+        let entrypoint = words(&["/entry", "cmd"]);
+        for (command, use_entrypoint, expected) in [
+            (None, false, words(&[])),
+            (None, true, entrypoint.clone()),
+            (Some(words(&["sh"])), false, words(&["sh"])),
+            (Some(words(&[])), true, words(&[])),
+        ] {
+            let spec = example_spec(|spec| {
+                spec.command.clone_from(&command);
+                spec.use_entrypoint = use_entrypoint;
+            });
+            let request = request(&spec, Some(&entrypoint));
+            assert_eq!(request.command, expected, "{command:?} {use_entrypoint}");
+        }
+    }
+
+    #[test]
+    fn request_has_the_owner_and_no_variable_of_boxd() {
+        let spec = example_spec(|spec| {
+            spec.env.insert("A".to_owned(), "1".to_owned());
+            spec.env
+                .insert(variables::TOKEN.to_owned(), "mine".to_owned());
+        });
+        let request = request(&spec, None);
+        assert_eq!(request.owner, spec.owner.to_string());
+        let expected = HashMap::from([("A".to_owned(), "1".to_owned())]);
+        assert_eq!(request.env, expected);
+    }
+
+    #[tokio::test]
+    async fn boxd_that_does_not_answer_is_unreachable_after_the_deadline() {
+        let spec = example_spec(|spec| "token".clone_into(&mut spec.boxd_token));
+        let (ours, _theirs) = tokio::io::duplex(1 << 16);
+        let within = Duration::from_millis(20);
+        let ready = async { Ok(()) };
+        let outcome = configure_claimed(async { Ok(ours) }, ready, &spec, None, within).await;
+        assert!(
+            matches!(outcome, Err(RuntimeError::Unreachable(_))),
+            "{outcome:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn failed_preparation_is_reported_and_boxd_gets_nothing() {
+        let spec = example_spec(|spec| "token".clone_into(&mut spec.boxd_token));
+        let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+        let failed = async { Err(RuntimeError::Unavailable("no rules".to_owned())) };
+        let within = Duration::from_secs(10);
+        let outcome = configure_claimed(async { Ok(ours) }, failed, &spec, None, within).await;
+        assert!(
+            matches!(outcome, Err(RuntimeError::Unavailable(_))),
+            "{outcome:?}"
+        );
+        let mut sent = Vec::new();
+        theirs.read_to_end(&mut sent).await.unwrap();
+        // At most the first message of TLS.
+        let text = String::from_utf8_lossy(&sent);
+        assert!(!text.contains(spec.owner.as_str()), "{text}");
+    }
+
+    #[tokio::test]
+    async fn unknown_command_of_an_image_is_not_claimable() {
+        let spec = example_spec(|spec| spec.use_entrypoint = true);
+        let none: &[String] = &[];
+        for entrypoint in [None, Some(none)] {
+            let (ours, _theirs) = tokio::io::duplex(1);
+            let within = Duration::from_secs(1);
+            let ready = async { Ok(()) };
+            let outcome =
+                configure_claimed(async { Ok(ours) }, ready, &spec, entrypoint, within).await;
+            assert!(
+                matches!(outcome, Err(RuntimeError::NotClaimable(_))),
+                "{outcome:?}"
+            );
+        }
+    }
+}
