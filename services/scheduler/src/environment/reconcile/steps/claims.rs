@@ -123,6 +123,11 @@ impl Reconciler {
             Ok(observed) => Ok(Next::Continue(record, Observation::Present(observed))),
             Err(error) => {
                 report(&record, &error);
+                // The request that made the claim may have completed it meanwhile.
+                let current = self.store.get(&record.environment.id).await?;
+                if current.as_ref() != Some(&*record) {
+                    return Err(StoreError::Fenced.into());
+                }
                 self.give_up(cluster, record).await
             }
         }
