@@ -234,7 +234,7 @@ impl Store {
             check_change(&transaction, before.as_ref(), source).await?;
             write_pool(&transaction, name, &spec, source, before.as_ref()).await?;
             transaction.commit().await?;
-            Ok((before.is_none(), outbox_id()))
+            Ok::<_, StoreError>((before.is_none(), outbox_id()))
         };
         set.instrument(span!(INSERT pools)).await
     }
@@ -277,7 +277,7 @@ impl Store {
             );
             transaction.query_one_raw(statement(text, params.0)).await?;
             transaction.commit().await?;
-            Ok(Some(id.clone()))
+            Ok::<_, StoreError>(Some(id.clone()))
         };
         delete.instrument(span!(DELETE pools)).await
     }
