@@ -77,6 +77,11 @@ impl MainCommand {
         *self.phase.borrow()
     }
 
+    /// Ends the wait of a warm box for its configuration. [`Self::start`] follows.
+    pub fn begin(&self) {
+        self.phase.send_replace(Phase::Starting);
+    }
+
     /// Waits for the end; returns the exit code. Never returns for an idle box.
     pub async fn ended(&self) -> i32 {
         let mut phase = self.phase.subscribe();

@@ -169,6 +169,8 @@ impl Boxd for Service {
         self.environment.extend(added);
         self.starter.slots.restart_idle();
         *configured = Some(request);
+        // Now, because the same request again is answered without waiting for the task.
+        self.main.begin();
         // In a task of its own: a caller that disconnects must not leave it half done.
         let main = Arc::clone(&self.main);
         let started = self

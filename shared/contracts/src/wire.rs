@@ -398,6 +398,10 @@ fn enum_texts_are_their_json() {
         assert_eq!(json!(action), action.as_str());
         assert_eq!(action.as_str().parse(), Ok(*action));
     }
+    for reason in pool::MissReason::VARIANTS {
+        assert_eq!(json!(reason), reason.as_str());
+        assert_eq!(reason.as_str().parse(), Ok(*reason));
+    }
     for outcome in audit::AuditOutcome::VARIANTS {
         assert_eq!(json!(outcome), outcome.as_str());
         assert_eq!(outcome.as_str().parse(), Ok(*outcome));

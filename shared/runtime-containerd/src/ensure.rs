@@ -18,11 +18,11 @@
 //! work would be lost.
 
 mod pull;
+mod ready;
 mod sandbox_start;
 
 use std::time::Duration;
 
-use agentbox_box_protocol::variables::DEFAULT_PORT;
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::metrics::{Stage, stage_completed};
@@ -32,8 +32,6 @@ use agentbox_runtime::{
 };
 use chrono::Utc;
 use k8s_cri::v1::ContainerState;
-use tokio::net::TcpStream;
-use tokio::time::Instant;
 
 use crate::box_state::{BoxLock, BoxState, Failure, Step, Warm};
 use crate::context::Context;
@@ -41,17 +39,10 @@ use crate::cri::CriError;
 use crate::disk::Disk;
 use crate::error::io_failure;
 use crate::image::ImageConfig;
-use crate::network::BoxNetwork;
 use crate::observe::Objects;
 use crate::{
-    cgroup, container, memory, output, phase, refusal, sandbox, snapshots, terminals, user_files,
+    cgroup, container, memory, output, refusal, sandbox, snapshots, terminals, user_files,
 };
-
-/// The pause between two connection attempts: boxd listens a few milliseconds after its start.
-const READY_POLL: Duration = Duration::from_millis(2);
-/// Connection attempts for each status request to containerd, which costs more. A container
-/// that ends at once never listens.
-const ATTEMPTS_PER_STATUS: u32 = 10;
 
 /// The creation of a box did not succeed.
 enum EnsureError {
@@ -384,48 +375,6 @@ impl Context {
         let status = self.cri.image(&image_reference::complete(image)).await?;
         let status = status.ok_or_else(|| unusable("the image was removed".to_owned()))?;
         ImageConfig::read(&status.info).map_err(|error| unusable(error.to_string()))
-    }
-
-    /// Waits until boxd accepts a connection, or the container has ended.
-    async fn wait_until_ready(
-        &self,
-        id: &EnvironmentId,
-        container: &str,
-        network: &BoxNetwork,
-        lock: &BoxLock,
-        state: &mut BoxState,
-    ) -> Result<(), EnsureError> {
-        let within = Duration::from_secs(self.config.start_deadline_s);
-        let deadline = Instant::now() + within;
-        let address = (network.address, DEFAULT_PORT);
-        let mut attempts = 0u32;
-        loop {
-            let attempt = tokio::time::timeout_at(deadline, TcpStream::connect(address)).await;
-            if matches!(attempt, Ok(Ok(_))) {
-                break;
-            }
-            attempts += 1;
-            if attempts.is_multiple_of(ATTEMPTS_PER_STATUS) {
-                let Some(status) = self.cri.container_status(container).await? else {
-                    break;
-                };
-                if status.state() == ContainerState::ContainerExited {
-                    let termination = output::termination(&self.output_directory(id));
-                    if let Some(failure) = phase::failed_start(&status, termination.as_ref()) {
-                        return Err(EnsureError::Failed(failure));
-                    }
-                    // The container has run and ended; the phase has its exit status.
-                    break;
-                }
-            }
-            if Instant::now() >= deadline {
-                return Err(RuntimeError::Deadline(within).into());
-            }
-            tokio::time::sleep(READY_POLL).await;
-        }
-        state.ready_at = Some(Utc::now());
-        self.states.save(lock, id, state).await?;
-        Ok(())
     }
 }
 

@@ -103,8 +103,7 @@ impl Reconciler {
     /// # Errors
     /// When the database fails. Errors of the cluster are retried when the environment is due.
     pub async fn reconcile(&self, id: &EnvironmentId) -> Result<(), StoreError> {
-        let claim = self.claims.fetch_add(1, Ordering::Relaxed);
-        let holder = format!("{}.{claim}", self.instance);
+        let holder = self.new_holder();
         match self.store.claim(id, &holder).await? {
             Claim::Acquired => {}
             Claim::HeldElsewhere => return Ok(()),
@@ -133,6 +132,12 @@ impl Reconciler {
         }
         metrics::reconciled(begun.elapsed());
         Ok(())
+    }
+
+    /// The holder of a new claim in the queue.
+    fn new_holder(&self) -> String {
+        let claim = self.claims.fetch_add(1, Ordering::Relaxed);
+        format!("{}.{claim}", self.instance)
     }
 
     /// Runs the steps while the claim is renewed.

@@ -20,6 +20,7 @@ mod credentials;
 mod list;
 mod messages;
 mod outbox;
+mod pool_size;
 mod pools;
 mod queue;
 mod statistics;

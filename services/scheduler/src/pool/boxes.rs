@@ -11,7 +11,7 @@ use std::time::Duration;
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::rpc::CreateRequest;
 use agentbox_contracts::pool::{PoolSpec, operator};
-use agentbox_runtime::{BoxPhase, BoxSpec};
+use agentbox_runtime::{BoxPhase, BoxSpec, RuntimeError};
 use chrono::Utc;
 use futures::StreamExt as _;
 use tokio_util::sync::CancellationToken;
@@ -144,6 +144,8 @@ impl WarmBoxes {
                     format!("a box ended before it was ready: {message}")
                 }
             },
+            // An environment has claimed it.
+            Err(RuntimeError::Fenced { .. }) => return Ok(()),
             Err(error) => {
                 let message = error.user_message();
                 tracing::info!(error = %ErrorChain(&error), environment.id = %warm.id, pool = warm.pool, "warm box not started; retried");

@@ -182,7 +182,7 @@ impl Store {
             );
             transaction.execute_raw(insert).await?;
             transaction.commit().await?;
-            Ok(Reservation::Reserved)
+            Ok::<_, StoreError>(Reservation::Reserved)
         };
         add.instrument(span!(INSERT warm_boxes)).await
     }

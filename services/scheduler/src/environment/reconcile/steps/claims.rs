@@ -4,12 +4,14 @@
 //! * I1. A claim that fails for any reason leaves no box: the box is removed before the claim is given
 //!   up, and the environment starts in a new one. Killed in between, the claim is tried again, finds no
 //!   box, and is given up then.
+//! * I2. Only the holder of a place in the queue removes a box, after it has read that the claim is
+//!   still pending. So no box is removed that another replica has configured.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use agentbox_contracts::ErrorChain;
-use agentbox_runtime::RuntimeError;
+use agentbox_runtime::{Observed, RuntimeError};
 use chrono::Utc;
 
 use super::{Next, call_runtime};
@@ -18,7 +20,8 @@ use crate::environment::plan::{Observation, Plan, plan};
 use crate::environment::reconcile::{ReconcileError, Reconciler};
 use crate::environment::record::Record;
 use crate::environment::spec::box_spec;
-use crate::environment::store::StoreError;
+use crate::environment::store::{Claim, StoreError};
+use crate::environment::warm_claim::WarmClaim;
 use crate::metrics;
 
 /// How long a create waits for its claim. Below the gateway's deadline, and below the time after which
@@ -57,51 +60,111 @@ impl Reconciler {
         else {
             return Ok(claimed);
         };
-        let Next::Continue(record, observation) = self.claim(cluster, record, address).await?
-        else {
+        let observed = match self.configure(cluster, &record, address).await? {
+            Ok(observed) => observed,
+            Err(error) => {
+                report(&record, &error);
+                return self.give_up_now(cluster, claimed).await;
+            }
+        };
+        let observation = Observation::Present(observed);
+        // Anything else is left to the queue.
+        let Plan::Transition(event) = plan(&record.intent(), &observation, Utc::now()) else {
             return Ok(claimed);
         };
-        let step = plan(&record.intent(), &observation, Utc::now());
-        // Anything else is left to the queue: a new box takes longer than a create waits.
-        let (Observation::Present(_), Plan::Transition(event)) = (&observation, step) else {
-            return Ok(*record);
-        };
-        let before = (*record).clone();
-        match self
-            .apply_event(cluster, record, observation, &event, false)
-            .await?
-        {
+        let applying = self.apply_event(cluster, record, observation, &event, false);
+        match applying.await? {
             Next::Continue(after, _) => Ok(*after),
-            Next::Requeue(_) => Ok(before),
+            Next::Requeue(_) => Ok(claimed),
         }
     }
 
-    /// Configures the warm box at `address`; if that fails, removes it and gives up the claim.
+    /// Gives up the claim of `claimed` with a place in the queue, so that no other holder completes it
+    /// meanwhile. Returns the environment as it is then.
+    async fn give_up_now(
+        &self,
+        cluster: &Cluster,
+        claimed: Record,
+    ) -> Result<Record, ReconcileError> {
+        let id = claimed.environment.id.clone();
+        let holder = self.new_holder();
+        if self.store.claim(&id, &holder).await? != Claim::Acquired {
+            return Ok(claimed);
+        }
+        // Another holder may have completed it before.
+        let current = self.store.get(&id).await?.unwrap_or(claimed);
+        let given_up = match current.claim {
+            Some(WarmClaim::Pending { .. }) => {
+                self.give_up(cluster, Box::new(current.clone())).await
+            }
+            Some(WarmClaim::Unrecorded) | None => Ok(Next::Requeue(None)),
+        };
+        // True: it was requeued meanwhile, and is due after the next release.
+        while self
+            .store
+            .release(&id, &holder, Some(Duration::ZERO))
+            .await?
+        {}
+        match given_up? {
+            Next::Continue(after, _) => Ok(*after),
+            Next::Requeue(_) => Ok(current),
+        }
+    }
+
+    /// Configures the warm box at `address`; if that fails, removes it and gives up the claim. To be
+    /// called with a place in the queue.
     pub(super) async fn claim(
         &self,
         cluster: &Cluster,
         record: Box<Record>,
         address: SocketAddr,
     ) -> Result<Next, ReconcileError> {
-        let environment = self.store.open(&record)?;
+        match self.configure(cluster, &record, address).await? {
+            Ok(observed) => Ok(Next::Continue(record, Observation::Present(observed))),
+            Err(error) => {
+                report(&record, &error);
+                // The request that made the claim may have completed it meanwhile.
+                let current = self.store.get(&record.environment.id).await?;
+                if current.as_ref() != Some(&*record) {
+                    return Err(StoreError::Fenced.into());
+                }
+                self.give_up(cluster, record).await
+            }
+        }
+    }
+
+    /// Configures the warm box at `address`. The inner error: the box cannot be used.
+    async fn configure(
+        &self,
+        cluster: &Cluster,
+        record: &Record,
+        address: SocketAddr,
+    ) -> Result<Result<Observed, RuntimeError>, ReconcileError> {
+        let environment = self.store.open(record)?;
         let boxes = &self.settings.boxes;
         let spec = box_spec(&environment, record.quantities, cluster, boxes)?;
         let generation = environment.generation;
         let claiming = call_runtime(cluster, "claim", |runtime| {
             runtime.claim(&spec, generation, address)
         });
-        let error = match claiming.await {
-            Ok(observed) => return Ok(Next::Continue(record, Observation::Present(observed))),
-            Err(RuntimeError::Fenced { .. }) => return Err(StoreError::Fenced.into()),
-            Err(error) => error,
-        };
-        metrics::step_failed("claim");
-        tracing::warn!(error = %ErrorChain(&error), environment.id = %spec.id, "warm box not claimed; replaced by a new one");
-        if let Err(error) = self.remove(cluster, &spec.id).await {
+        match claiming.await {
+            Err(RuntimeError::Fenced { .. }) => Err(StoreError::Fenced.into()),
+            outcome => Ok(outcome),
+        }
+    }
+
+    /// Removes the box of a pending claim, and gives up the claim (I1).
+    async fn give_up(
+        &self,
+        cluster: &Cluster,
+        record: Box<Record>,
+    ) -> Result<Next, ReconcileError> {
+        let id = record.environment.id.clone();
+        if let Err(error) = self.remove(cluster, &id).await {
             return self.handle_error(cluster, record, "remove", error).await;
         }
         let after = self.store.abandon_claim(&record, Utc::now()).await?;
-        self.outbox.wake(&spec.id);
+        self.outbox.wake(&id);
         if let Some(pool) = &after.environment.pool {
             metrics::pool_requested(pool);
         }
@@ -132,4 +195,10 @@ impl Reconciler {
             }
         }
     }
+}
+
+fn report(record: &Record, error: &RuntimeError) {
+    let id = &record.environment.id;
+    metrics::step_failed("claim");
+    tracing::warn!(error = %ErrorChain(error), environment.id = %id, "warm box not claimed; replaced by a new one");
 }

@@ -82,7 +82,7 @@ fn creation_sends_a_command_and_an_event() {
     let waiting = "waiting for capacity in cluster `local`: 0 of CPU available, 100m requested";
     insta::assert_json_snapshot!(
         "created",
-        creation_messages(&pending().environment, Some(waiting.into()))
+        creation_messages(&pending().environment, Some(waiting.into()), false)
     );
 }
 
