@@ -94,7 +94,8 @@ impl Sweeper {
             Ok(_) => Some(true),
             Err(error) if error.code == ErrorCode::NotFound => Some(false),
             Err(error) => {
-                tracing::info!(reason = %error.message, "owner not looked up; retried");
+                let reason = error.message;
+                tracing::info!(reason, "owner not looked up; retried");
                 None
             }
         }

@@ -59,9 +59,10 @@ const CLAIM: &str = "
 /// Writes the result of an attempt, if no other one has begun and the user has not repeated it.
 const FINISH: &str = "
     UPDATE deliveries
-    SET state = $3, response_status = $4, error = $5,
+    SET state = $3, response_status = $4,
         next_attempt_at = now() + make_interval(secs => $6),
-        ended_at = CASE WHEN $3 = 'pending' THEN NULL ELSE now() END
+        ended_at = CASE WHEN $3 = 'pending' THEN NULL ELSE now() END,
+        error = $5
     WHERE id = $1 AND attempts = $2 AND state = 'pending'";
 
 const COLUMNS: &str = "id, event, environment, kind, state, attempts, created_at, next_attempt_at, \
