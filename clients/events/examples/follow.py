@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import sys
+from datetime import datetime
 
 import nats
 from nats.errors import Error, TimeoutError as NoEvent
@@ -27,7 +28,7 @@ def is_from_agentbox(subject: str, event: dict) -> bool:
     return subject == f"abx.v1.evt.env.{event['owner']}.{event['environment_id']}.{event['kind']}"
 
 
-async def subscribe(js, user: str, replay_from: str | None):
+async def subscribe(js, user: str, replay_from: datetime | None):
     """Opens the durable consumer, which has the name of the user."""
     if replay_from:
         try:
@@ -52,7 +53,7 @@ async def subscribe(js, user: str, replay_from: str | None):
     return await js.pull_subscribe_bind(durable=user, stream=STREAM)
 
 
-async def follow(js, user: str, replay_from: str | None) -> None:
+async def follow(js, user: str, replay_from: datetime | None) -> None:
     subscription = await subscribe(js, user, replay_from)
     while True:
         try:
@@ -72,7 +73,7 @@ async def follow(js, user: str, replay_from: str | None) -> None:
 
 async def main() -> None:
     arguments = argparse.ArgumentParser()
-    arguments.add_argument("--replay-from", metavar="TIME", help="RFC 3339")
+    arguments.add_argument("--replay-from", metavar="TIME", type=datetime.fromisoformat, help="RFC 3339")
     replay_from = arguments.parse_args().replay_from
     user = os.environ["AGENTBOX_EVENTS_USER"]
     connection = await nats.connect(

@@ -1,10 +1,13 @@
 //! `/webhooks`: the caller's webhooks, and the deliveries of events to them.
+//!
+//! * I1. A change begins after the audit trail's stream has stored its entry.
 
 use agentbox_api::user::PageQuery;
 use agentbox_api::webhook::{
     CreateWebhook, CreatedWebhook, DeliveriesQuery, DeliveryBody, DeliveryList, WebhookBody,
     WebhookList,
 };
+use agentbox_contracts::audit::AuditAction;
 use agentbox_contracts::error::Error;
 use agentbox_contracts::ids::{DeliveryId, WebhookId};
 use agentbox_contracts::webhook::rpc;
@@ -12,6 +15,7 @@ use axum::extract::{RawPathParams, State};
 use axum::http::StatusCode;
 use utoipa::IntoParams;
 
+use crate::audit;
 use crate::edge::query::page;
 use crate::edge::{Answer, Caller, Json, Path, Query};
 use crate::state::{Gateway, WEBHOOKS_DEADLINE};
@@ -51,6 +55,7 @@ pub(crate) async fn create(
     Caller(principal): Caller,
     Json(body): Json<CreateWebhook>,
 ) -> Answer<(StatusCode, axum::Json<CreatedWebhook>)> {
+    audit::accept_on_webhook(&gateway, AuditAction::CreateWebhook, None).await?;
     let request = rpc::CreateWebhookRequest {
         owner: principal.user,
         url: body.url,
@@ -140,6 +145,7 @@ pub(crate) async fn delete(
     Caller(principal): Caller,
     Path(id): Path<WebhookId>,
 ) -> Answer<StatusCode> {
+    audit::accept_on_webhook(&gateway, AuditAction::DeleteWebhook, Some(&id)).await?;
     let request = rpc::WebhookRequest {
         owner: principal.user,
         id,
@@ -205,6 +211,7 @@ pub(crate) async fn redeliver(
     let delivery: DeliveryId = named
         .and_then(|(_, text)| text.parse().ok())
         .ok_or_else(|| Error::not_found("delivery"))?;
+    audit::accept_on_webhook(&gateway, AuditAction::RedeliverWebhook, Some(&id)).await?;
     let request = rpc::RedeliverRequest {
         owner: principal.user,
         id,
