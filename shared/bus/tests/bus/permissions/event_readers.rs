@@ -82,7 +82,7 @@ async fn reader_continues_after_the_last_event_that_it_acknowledged() {
 async fn reader_cannot_publish_read_foreign_subjects_or_delete() {
     let (_system, nats) = TestNats::own().await.unwrap();
     let admin = connect_with_all_access(&nats).await;
-    let stream = admin.jetstream().get_stream(EVENTS_STREAM).await.unwrap();
+    let mut stream = admin.jetstream().get_stream(EVENTS_STREAM).await.unwrap();
     let other = pull::Config {
         durable_name: Some("other".to_owned()),
         ..pull::Config::default()
@@ -118,6 +118,5 @@ async fn reader_cannot_publish_read_foreign_subjects_or_delete() {
     ] {
         assert!(!reader.may_subscribe(subject).await, "{subject}");
     }
-    let mut stream = stream;
     assert_eq!(stream.info().await.unwrap().state.consumer_count, 1);
 }
