@@ -42,6 +42,7 @@ mod stream;
 mod text;
 mod tickets;
 mod users;
+mod webhooks;
 
 use std::time::Duration;
 

@@ -20,3 +20,4 @@ pub mod port;
 pub mod registry;
 pub mod seconds;
 pub mod user;
+pub mod webhook;

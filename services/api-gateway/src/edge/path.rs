@@ -86,6 +86,7 @@ pub(crate) async fn id<T: FromStr>(parts: &mut Parts) -> Result<T, Error> {
         "user" => "user",
         "key" => "API key",
         "registry" => "registry credential",
+        "webhook" => "webhook",
         _ => "environment",
     };
     value.parse().map_err(|_| Error::not_found(resource))

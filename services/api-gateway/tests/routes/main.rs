@@ -42,3 +42,4 @@ mod running_executions;
 mod streams;
 mod tickets;
 mod users;
+mod webhooks;
