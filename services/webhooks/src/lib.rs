@@ -72,6 +72,11 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
         readiness,
         ..
     } = context;
+    let (lag, stopping) = (bus.clone(), shutdown.clone());
+    tasks.spawn("events-lag", async move {
+        lag.measure_event_lag(stopping).await;
+        Ok(())
+    });
     let connections = agentbox_database::report_connections(database.clone(), shutdown.clone());
     tasks.spawn("database-connections", async move {
         connections.await;

@@ -13,9 +13,11 @@ use agentbox_contracts::subjects::{self, EVENTS_STREAM};
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
 use async_nats::jetstream::{AckKind, Message};
 use futures::StreamExt;
+use tokio_util::sync::CancellationToken;
 
 use crate::client::Client;
 use crate::error::BusError;
+use crate::lag;
 
 const READING: &str = "reading events";
 /// An event that is not acknowledged after this time is delivered again.
@@ -136,6 +138,12 @@ fn decode(message: &Message) -> Result<(String, u64, EnvironmentEvent), &'static
         .and_then(|headers| headers.get(async_nats::header::NATS_MESSAGE_ID))
         .map_or_else(|| format!("sequence-{sequence}"), ToString::to_string);
     Ok((id, sequence, event))
+}
+
+/// Measures how many events the service has not processed, until `shutdown`.
+pub(crate) async fn measure_lag(client: Client, shutdown: CancellationToken) {
+    let consumer = client.service().to_owned();
+    lag::measure(client, EVENTS_STREAM, consumer, shutdown).await;
 }
 
 async fn open(client: &Client) -> Result<PullConsumer, BusError> {
