@@ -13,7 +13,7 @@ CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/agentbox
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 TRIPLE = $(shell uname -m)-unknown-linux-gnu
 BOXD = $(TARGET)/static/$(TRIPLE)/boxd/boxd
-SERVICES := -p agentbox-api-gateway -p agentbox-auth -p agentbox-scheduler -p agentbox-exec-proxy -p agentbox-provisioner
+SERVICES := -p agentbox-api-gateway -p agentbox-auth -p agentbox-scheduler -p agentbox-exec-proxy -p agentbox-webhooks -p agentbox-provisioner
 # The profile of `make up`: `dev` compiles in minutes and shares its builds with `make dev`; `release`
 # optimizes.
 PROFILE ?= dev
@@ -26,8 +26,10 @@ DENY_VERSION := 0.20.2
 DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 SPECTRAL_VERSION := 6.16.3
 SPECTRAL = $(CACHE)/spectral-$(SPECTRAL_VERSION)/node_modules/.bin/spectral
+ASYNCAPI_VERSION := 3.6.6
+ASYNCAPI = $(CACHE)/asyncapi-parser-$(ASYNCAPI_VERSION)/node_modules
 
-.PHONY: help up down status logs clean dev build build-local boxd gvisor packages test-fast test test-all test-cluster test-connections test-browser test-clients images check check-fast hooks fmt bench fuzz fuzz-parsers deny lint-api
+.PHONY: help up down status logs clean dev build build-local boxd gvisor packages test-fast test test-all test-cluster test-connections test-browser test-clients images check check-fast hooks fmt bench fuzz fuzz-parsers deny lint-api lint-events
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -110,10 +112,11 @@ test-browser: test-build ## Test previews in Chromium, and 500 MiB through a por
 	@AGENTBOX_TEST_TRANSFER_MIB=500 cargo test --workspace --test routes -- --include-ignored --test-threads 1 \
 	  browser:: ports::traffic::large_bodies | tee /dev/stderr | grep '^test result: ok. [1-9]' > /dev/null
 
-check: packages check-fast ## Check formatting, lints, documentation, the OpenAPI document, licences and sources of dependencies
+check: packages check-fast ## Check formatting, lints, documentation, the OpenAPI and AsyncAPI documents, licences and sources of dependencies
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 	@$(MAKE) --no-print-directory lint-api
+	@$(MAKE) --no-print-directory lint-events
 	@$(MAKE) --no-print-directory deny
 
 check-fast: ## Run the checks that compile nothing
@@ -135,6 +138,18 @@ $(SPECTRAL):
 	npm install --prefix $(CACHE)/spectral-$(SPECTRAL_VERSION).part --no-audit --no-fund --ignore-scripts \
 	  --loglevel error @stoplight/spectral-cli@$(SPECTRAL_VERSION)
 	@rm -rf $(CACHE)/spectral-$(SPECTRAL_VERSION) && mv $(CACHE)/spectral-$(SPECTRAL_VERSION).part $(CACHE)/spectral-$(SPECTRAL_VERSION)
+
+lint-events: $(ASYNCAPI) ## Validate docs/asyncapi.json with AsyncAPI's parser
+	@node .ci/asyncapi.mjs $(ASYNCAPI)
+
+# As above: a complete installation is renamed.
+$(ASYNCAPI):
+	@bash deploy/local/packages.sh lint
+	@mkdir -p $(CACHE)
+	@rm -rf $(CACHE)/asyncapi-parser-$(ASYNCAPI_VERSION).part
+	npm install --prefix $(CACHE)/asyncapi-parser-$(ASYNCAPI_VERSION).part --no-audit --no-fund --ignore-scripts \
+	  --loglevel error @asyncapi/parser@$(ASYNCAPI_VERSION)
+	@rm -rf $(CACHE)/asyncapi-parser-$(ASYNCAPI_VERSION) && mv $(CACHE)/asyncapi-parser-$(ASYNCAPI_VERSION).part $(CACHE)/asyncapi-parser-$(ASYNCAPI_VERSION)
 
 # Advisories need a database from the internet. If it is unreachable, a message reports that advisories
 # are not checked, and the other checks run; with ADVISORIES=required this fails.

@@ -17,9 +17,9 @@ fi
 pg_ctl --wait --log=/tmp/bootstrap.log --options="-c listen_addresses= -c unix_socket_directories=/tmp" start > /tmp/start.log ||
   { cat /tmp/bootstrap.log; exit 1; }
 psql --no-psqlrc --quiet --dbname=postgres -v auth_password="$AUTH_PASSWORD" \
-  -v scheduler_password="$SCHEDULER_PASSWORD" -f /scripts/postgres.sql
+  -v scheduler_password="$SCHEDULER_PASSWORD" -v webhooks_password="$WEBHOOKS_PASSWORD" -f /scripts/postgres.sql
 pg_ctl --wait --mode=fast stop > /tmp/stop.log
-unset POSTGRES_PASSWORD AUTH_PASSWORD SCHEDULER_PASSWORD
+unset POSTGRES_PASSWORD AUTH_PASSWORD SCHEDULER_PASSWORD WEBHOOKS_PASSWORD
 # Over the network only encrypted connections, of which every role needs its password.
 printf '%s\n' 'local all postgres peer' 'hostssl all all all scram-sha-256' > /tmp/pg_hba.conf
 exec postgres -c listen_addresses='*' -c unix_socket_directories=/tmp -c hba_file=/tmp/pg_hba.conf \

@@ -38,7 +38,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{/* The values of each service by its name, as JSON. */}}
 {{- define "agentbox.services" -}}
 {{- $services := dict -}}
-{{- range $key, $name := dict "apiGateway" "api-gateway" "auth" "auth" "scheduler" "scheduler" "execProxy" "exec-proxy" "provisioner" "provisioner" -}}
+{{- range $key, $name := dict "apiGateway" "api-gateway" "auth" "auth" "scheduler" "scheduler" "execProxy" "exec-proxy" "webhooks" "webhooks" "provisioner" "provisioner" -}}
 {{- $_ := set $services $name (mergeOverwrite (deepCopy $.Values.defaults) (deepCopy (index $.Values.services $key))) -}}
 {{- end -}}
 {{- $services | toJson -}}
@@ -50,6 +50,12 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- $service := index . 1 -}}
 {{- $values := index (include "agentbox.services" $root | fromJson) $service -}}
 {{- $values.existingSecret | default (printf "%s-%s" (include "agentbox.name" $root) $service) -}}
+{{- end }}
+
+{{/* The name of the Secret of an event consumer: (list $ consumer). */}}
+{{- define "agentbox.eventConsumerSecret" -}}
+{{- $consumer := index . 1 -}}
+{{- $consumer.existingSecret | default (printf "%s-events-%s" (include "agentbox.name" (index . 0)) $consumer.name) -}}
 {{- end }}
 
 {{- define "agentbox.postgresSecret" -}}
@@ -167,14 +173,23 @@ jetstream {
   # An acknowledged message is on the disk.
   sync_interval: always
 }
-# A user for each service and for the provisioner, with its permissions.
+# A user for each service and for the provisioner, with its permissions. The permissions of an event
+# consumer are those of `event-reader` under its own name.
 authorization {
   users: [
-    {{- range $service, $permissions := .Files.Get "files/nats-permissions.json" | fromJson }}
+    {{- $all := .Files.Get "files/nats-permissions.json" | fromJson }}
+    {{- range $service, $permissions := omit $all "event-reader" }}
     {
       user: {{ $service | quote }}
       password: {{ printf "$PASSWORD_%s" ($service | upper | replace "-" "_") }}
       permissions: {{ toRawJson $permissions }}
+    }
+    {{- end }}
+    {{- range .Values.eventConsumers }}
+    {
+      user: {{ .name | quote }}
+      password: {{ printf "$PASSWORD_EVENTS_%s" (.name | upper | replace "-" "_") }}
+      permissions: {{ index $all "event-reader" | toRawJson | replace "event-reader" .name }}
     }
     {{- end }}
   ]

@@ -1,6 +1,6 @@
 //! A NATS server with JetStream.
 //!
-//! * I1. Each service and the provisioner have a user, with the permissions of
+//! * I1. Each service, the provisioner and one reader of events have a user, with the permissions of
 //!   `agentbox_contracts::permissions` and no others.
 //! * I2. The streams exist before a service starts.
 
@@ -171,6 +171,8 @@ impl Nats {
 
 #[cfg(test)]
 mod tests {
+    use agentbox_contracts::permissions::EVENT_READER;
+
     use super::*;
 
     /// `AGENTBOX_WRITE=1` updates the file.
@@ -211,7 +213,8 @@ mod tests {
                 assert!(!allow.contains(&json!(">")), "{user}");
             }
             let replies = user["permissions"].get("allow_responses").is_some();
-            let serves = !["api-gateway", PROVISIONER].contains(&user["user"].as_str().unwrap());
+            let name = user["user"].as_str().unwrap();
+            let serves = !["api-gateway", PROVISIONER, EVENT_READER].contains(&name);
             assert_eq!(replies, serves, "{user}");
         }
         assert_eq!(conf["jetstream"]["sync_interval"], "always");

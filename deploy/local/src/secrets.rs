@@ -22,6 +22,9 @@ pub(crate) struct Secrets {
     /// 32 bytes in hex. Empty in a file of an older version.
     #[serde(default)]
     pub(crate) scheduler_secret: String,
+    /// 32 bytes in hex. Empty in a file of an older version.
+    #[serde(default)]
+    pub(crate) webhooks_secret: String,
     pub(crate) admin_username: String,
     pub(crate) admin_password: String,
 }
@@ -54,6 +57,7 @@ impl Secrets {
             auth_secret: random_hex::<32>(),
             box_secret: random_hex::<32>(),
             scheduler_secret: random_hex::<32>(),
+            webhooks_secret: random_hex::<32>(),
             admin_username: "admin".to_owned(),
             admin_password: random_hex::<12>(),
         }
@@ -69,12 +73,7 @@ impl Secrets {
             Ok(bytes) => {
                 let mut secrets: Self =
                     serde_json::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
-                let mut is_changed = secrets.add_missing_nats_users();
-                if secrets.scheduler_secret.is_empty() {
-                    secrets.scheduler_secret = random_hex::<32>();
-                    is_changed = true;
-                }
-                if !is_changed {
+                if !secrets.add_missing() {
                     return Ok(secrets);
                 }
                 secrets
@@ -87,16 +86,27 @@ impl Secrets {
         Ok(secrets)
     }
 
-    /// Generates the passwords of users that an earlier version did not have. Returns whether
-    /// there were any.
-    fn add_missing_nats_users(&mut self) -> bool {
-        let before = self.nats.len();
+    /// Generates the secrets that an earlier version did not have. Returns whether there were any.
+    fn add_missing(&mut self) -> bool {
+        let before = self.nats.len() + self.postgres.len();
         for user in USERS {
             self.nats
                 .entry(user.to_owned())
                 .or_insert_with(random_hex::<16>);
         }
-        self.nats.len() > before
+        for role in ROLES {
+            self.postgres
+                .entry(role.to_owned())
+                .or_insert_with(random_hex::<16>);
+        }
+        let mut is_changed = self.nats.len() + self.postgres.len() > before;
+        for secret in [&mut self.scheduler_secret, &mut self.webhooks_secret] {
+            if secret.is_empty() {
+                *secret = random_hex::<32>();
+                is_changed = true;
+            }
+        }
+        is_changed
     }
 }
 
@@ -111,12 +121,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secrets.json");
         let mut older = serde_json::to_value(Secrets::generate()).unwrap();
-        older.as_object_mut().unwrap().remove("scheduler_secret");
+        for secret in ["scheduler_secret", "webhooks_secret"] {
+            older.as_object_mut().unwrap().remove(secret);
+        }
+        let roles = older["postgres"].as_object_mut().unwrap();
+        roles.remove("webhooks");
         std::fs::write(&path, older.to_string()).unwrap();
         let first = Secrets::load_or_generate(&path).unwrap();
         let again = Secrets::load_or_generate(&path).unwrap();
         assert_eq!(first.scheduler_secret.len(), 64);
         assert_eq!(first.scheduler_secret, again.scheduler_secret);
+        assert_eq!(first.webhooks_secret.len(), 64);
+        assert_eq!(first.webhooks_secret, again.webhooks_secret);
+        assert_eq!(first.postgres["webhooks"], again.postgres["webhooks"]);
         assert_eq!(first.auth_secret, older["auth_secret"]);
     }
 

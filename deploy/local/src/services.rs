@@ -134,6 +134,10 @@ impl Replica {
                 pairs.push(("AGENTBOX_POOLS", pools.display().to_string()));
             }
         }
+        if self.service == "webhooks" {
+            let secret = secrets.webhooks_secret.clone();
+            pairs.push(("AGENTBOX_WEBHOOKS_SECRET", secret));
+        }
         if self.service == "auth" {
             pairs.push(("AGENTBOX_AUTH_SECRET", secrets.auth_secret.clone()));
             pairs.push(("AGENTBOX_ADMIN_USERNAME", secrets.admin_username.clone()));
@@ -234,6 +238,7 @@ mod tests {
             "AGENTBOX_AUTH_SECRET",
             "AGENTBOX_BOX_SECRET",
             "AGENTBOX_SCHEDULER_SECRET",
+            "AGENTBOX_WEBHOOKS_SECRET",
         ] {
             assert!(!gateway.contains_key(secret), "{secret}");
         }
@@ -242,6 +247,16 @@ mod tests {
         assert!(!auth.contains_key("AGENTBOX_BOX_SECRET"));
         assert!(!auth.contains_key("AGENTBOX_SCHEDULER_SECRET"));
         assert!(!proxy.contains_key("AGENTBOX_SCHEDULER_SECRET"));
+        let webhooks = environment_of("webhooks");
+        assert!(webhooks["AGENTBOX_DATABASE_URL"].starts_with("postgres://webhooks:"));
+        for secret in [
+            "AGENTBOX_AUTH_SECRET",
+            "AGENTBOX_BOX_SECRET",
+            "AGENTBOX_SCHEDULER_SECRET",
+            "AGENTBOX_CLUSTERS",
+        ] {
+            assert!(!webhooks.contains_key(secret), "{secret}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use agentbox_contracts::audit::rpc::{ChainedEntry, ListAudit, ListAuditRequest};
 use agentbox_contracts::audit::{AuditAction, AuditEntry, AuditOutcome};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::{Principal, Role};
-use agentbox_contracts::ids::{EnvironmentId, UserId};
+use agentbox_contracts::ids::{EnvironmentId, UserId, WebhookId};
 use axum::extract::State;
 
 use crate::edge::query::page;
@@ -36,12 +36,32 @@ pub(crate) async fn accept(
     environment: &EnvironmentId,
     command: &[String],
 ) -> Result<(), Error> {
+    record(gateway, action, Some(environment.as_str()), command).await
+}
+
+/// Records an action on a webhook, before it begins. `None`: the webhook has no id yet.
+///
+/// # Errors
+/// As [`accept`].
+pub(crate) async fn accept_on_webhook(
+    gateway: &Gateway,
+    action: AuditAction,
+    webhook: Option<&WebhookId>,
+) -> Result<(), Error> {
+    record(gateway, action, webhook.map(WebhookId::as_str), &[]).await
+}
+
+async fn record(
+    gateway: &Gateway,
+    action: AuditAction,
+    target: Option<&str>,
+    command: &[String],
+) -> Result<(), Error> {
     let origin = agentbox_bus::current_origin().filter(|origin| origin.user.is_some());
     let Some(origin) = origin else {
         tracing::error!(%action, "an action without an origin was refused");
         return Err(Error::internal());
     };
-    let target = Some(environment.as_str());
     let mut entry = AuditEntry::new(origin, action, target, AuditOutcome::Accepted);
     let has_command = !matches!(
         action,
@@ -50,6 +70,9 @@ pub(crate) async fn accept(
             | AuditAction::UploadFile
             | AuditAction::ChangeFiles
             | AuditAction::WatchFiles
+            | AuditAction::CreateWebhook
+            | AuditAction::DeleteWebhook
+            | AuditAction::RedeliverWebhook
     );
     if gateway.config.audit_arguments && has_command {
         entry = entry.with_arguments(command);

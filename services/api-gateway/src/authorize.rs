@@ -5,7 +5,7 @@
 //! * I2. A key never has more rights than its owner, and a ticket is valid for its one
 //!   environment and action only, and for its one execution or path if its action has one.
 //! * I3. A leaked key gives no rights that outlive it: to manage users, credentials of registries,
-//!   and keys that it did not make, needs a login, or a key that was made for it.
+//!   webhooks, and keys that it did not make, needs a login, or a key that was made for it.
 
 use agentbox_contracts::environment::Visibility;
 use agentbox_contracts::error::{Error, ErrorCode};
@@ -31,6 +31,8 @@ pub(crate) enum Action {
     ManageRegistries,
     /// Define, list and delete warm pools.
     ManagePools,
+    /// Create, list and delete the caller's webhooks, and their deliveries.
+    ManageWebhooks,
     CreateEnvironment,
     /// List environments, or the events of all of them.
     ListEnvironments,
@@ -113,6 +115,7 @@ impl Action {
             | Self::ManageOwnKeys
             | Self::ManageRegistries
             | Self::ManagePools
+            | Self::ManageWebhooks
             | Self::CreateEnvironment
             | Self::ListEnvironments
             | Self::IssueTicket
@@ -251,6 +254,9 @@ fn authorize_without_environment(principal: &Principal, action: Action) -> Resul
         Action::ManageRegistries if limited || !may_manage(principal) => Err(forbidden(
             "managing credentials of registries needs a login, or an API key with `management`",
         )),
+        Action::ManageWebhooks if limited || !may_manage(principal) => Err(forbidden(
+            "managing webhooks needs a login, or an API key with `management`",
+        )),
         Action::ReadAudit if limited => Err(forbidden(
             "an API key with permissions cannot read the audit trail",
         )),
@@ -264,8 +270,8 @@ fn authorize_without_environment(principal: &Principal, action: Action) -> Resul
     }
 }
 
-/// Whether `principal` may manage users, if it is an administrator, its credentials of registries,
-/// and keys that it did not make: by a login, or by a key with `management`.
+/// Whether `principal` may manage users, if it is an administrator, its credentials of registries, its
+/// webhooks, and keys that it did not make: by a login, or by a key with `management`.
 pub(crate) fn may_manage(principal: &Principal) -> bool {
     match principal.credential {
         Credential::Login { .. } => true,

@@ -43,6 +43,7 @@ mod stream;
 mod text;
 mod tickets;
 mod users;
+mod webhooks;
 
 use std::time::Duration;
 

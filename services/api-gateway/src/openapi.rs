@@ -60,6 +60,7 @@ use crate::edge::path::BASE;
         (name = "attach", description = "Open an interactive terminal over WebSocket."),
         (name = "ports", description = "Send requests to servers in an environment, or give them an origin for browsers."),
         (name = "events", description = "List or follow the events of environments."),
+        (name = "webhooks", description = "Send the events of your environments to a URL."),
         (name = "audit", description = "List recorded actions: who did what, when and from where."),
         (name = "system", description = "Health of the system, and this description of the API."),
     )

@@ -31,7 +31,7 @@ use crate::rate_limit::flood::FloodLimiter;
 use crate::state::Gateway;
 use crate::{
     api_keys, attach, audit, auth, environments, events, exec, executions, files, health, logs,
-    openapi, pools, ports, previews, registries, tickets, users,
+    openapi, pools, ports, previews, registries, tickets, users, webhooks,
 };
 
 /// One row of the table.
@@ -125,6 +125,12 @@ pub(crate) fn table() -> Vec<Route> {
         route(A::ManagePreviews,    C::Other,     routes!(previews::create)),
         route(A::ViewPorts,         C::Other,     routes!(previews::list)),
         route(A::ManagePreviews,    C::Other,     routes!(previews::delete)),
+        route(A::ManageWebhooks,    C::Other,     routes!(webhooks::create)),
+        route(A::ManageWebhooks,    C::Other,     routes!(webhooks::list)),
+        route(A::ManageWebhooks,    C::Other,     routes!(webhooks::get)),
+        route(A::ManageWebhooks,    C::Other,     routes!(webhooks::delete)),
+        route(A::ManageWebhooks,    C::Other,     routes!(webhooks::deliveries)),
+        route(A::ManageWebhooks,    C::Other,     routes!(webhooks::redeliver)),
         route(A::ReadAudit,         C::Other,     routes!(audit::list)),
         route(A::Public,            C::Other,     routes!(health::health)),
         route(A::Public,            C::Uncounted, routes!(health::live)),

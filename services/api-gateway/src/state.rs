@@ -27,6 +27,8 @@ use crate::shares::{Exceeded, Share, Shares};
 pub(crate) const AUTH_DEADLINE: Duration = Duration::from_secs(3);
 /// How long the scheduler may take to answer.
 pub(crate) const SCHEDULER_DEADLINE: Duration = Duration::from_secs(5);
+/// How long webhooks may take to answer.
+pub(crate) const WEBHOOKS_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the scheduler may take to change a network policy, which it also applies. It waits for
 /// the cluster for at most 8 seconds.
 pub(crate) const NETWORK_POLICY_DEADLINE: Duration = Duration::from_secs(12);

@@ -21,3 +21,4 @@ pub mod port;
 pub mod registry;
 pub mod seconds;
 pub mod user;
+pub mod webhook;

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::audit::{self, AuditQueue};
 use crate::client::{BusConfig, Client, Reports};
 use crate::error::BusError;
+use crate::event_queue::{self, EventQueue};
 use crate::events::{self, EventStream};
 use crate::replies::Replies;
 use crate::routes::{RouteMirror, Routes};
@@ -314,6 +315,17 @@ impl Bus {
         max: u64,
     ) -> Result<Option<EventStream>, BusError> {
         events::read_newest(&self.inner.client, filter, max).await
+    }
+
+    /// The events that this service has not processed, for a service with a durable consumer of them.
+    #[must_use]
+    pub fn event_queue(&self) -> EventQueue {
+        EventQueue::new(self.inner.client.clone())
+    }
+
+    /// Measures how many events wait for this service's durable consumer, until `shutdown`.
+    pub async fn measure_event_lag(&self, shutdown: CancellationToken) {
+        event_queue::measure_lag(self.inner.client.clone(), shutdown).await;
     }
 
     /// Writes the route of an environment.

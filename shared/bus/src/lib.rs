@@ -4,6 +4,7 @@
 //! * [`session`]: bytes in order, both ways, with backpressure.
 //! * [`work`]: commands that are processed at least once, or become dead letters.
 //! * [`dead_letter`]: messages that no replica can process.
+//! * [`event_queue`]: environment events that one service processes at least once.
 //! * [`events`], [`routes`], [`counter`]: environment events, the route table, the rate-limit
 //!   counters.
 //! * [`lag`]: how many messages wait for a consumer.
@@ -23,6 +24,7 @@ mod client;
 mod counter;
 mod dead_letter;
 mod error;
+mod event_queue;
 mod events;
 mod lag;
 mod message;
@@ -41,6 +43,7 @@ pub use audit::{AuditQueue, QueuedEntry};
 pub use bus::Bus;
 pub use client::BusConfig;
 pub use error::BusError;
+pub use event_queue::{EventQueue, QueuedEvent};
 pub use events::{EventStream, StoredEvent};
 pub use origin::{current_origin, with_origin};
 pub use routes::{RouteMirror, RouteTable, RouteWatch};

@@ -81,6 +81,11 @@ pub enum AuditAction {
     UsePort,
     CreatePreview,
     DeletePreview,
+    /// It has no target: the id of the webhook is made afterwards.
+    CreateWebhook,
+    /// The target of this and the next action is the webhook.
+    DeleteWebhook,
+    RedeliverWebhook,
 }
 
 impl AuditAction {
@@ -112,7 +117,10 @@ impl AuditAction {
             | Self::AttachExecution
             | Self::UsePort
             | Self::CreatePreview
-            | Self::DeletePreview => "api-gateway",
+            | Self::DeletePreview
+            | Self::CreateWebhook
+            | Self::DeleteWebhook
+            | Self::RedeliverWebhook => "api-gateway",
             Self::CreateEnvironment
             | Self::PatchEnvironment
             | Self::DeleteEnvironment

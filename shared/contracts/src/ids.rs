@@ -146,6 +146,16 @@ id!(
     "preview-"
 );
 id!(
+    /// The id of a webhook.
+    WebhookId,
+    "webhook-"
+);
+id!(
+    /// The id of one delivery of an event to a webhook.
+    DeliveryId,
+    "delivery-"
+);
+id!(
     /// The id of one entry of the audit trail.
     AuditId,
     "audit-"

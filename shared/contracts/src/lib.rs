@@ -1,6 +1,7 @@
 //! The contract between the services: subjects, headers, messages by noun, identifiers,
 //! units and error codes. Pure data; no I/O.
 
+pub mod asyncapi;
 pub mod audit;
 pub mod command;
 pub mod environment;
@@ -25,6 +26,7 @@ pub mod signal;
 pub mod subjects;
 pub mod units;
 pub mod utf8;
+pub mod webhook;
 #[cfg(test)]
 mod wire;
 

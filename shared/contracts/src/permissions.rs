@@ -11,6 +11,9 @@
 //!   as a frame of a session. The exec-proxy, whose stream has bytes of users, has neither on it.
 //! * I4. Each subject that a stream records has one publisher. The subject of an audit entry names
 //!   it, and auth refuses an entry of another service's action.
+//! * I5. A program outside the product reads events by one durable consumer, which has the name of its
+//!   user ([`event_reader`]). It cannot publish a message of the contract, and it cannot use or delete
+//!   another consumer.
 //!
 //! `shared/bus/tests/bus/permissions.md` lists the effect of this table on every kind of subject.
 
@@ -24,18 +27,23 @@ use crate::subjects::{
 };
 
 /// The services that log in to NATS.
-pub const SERVICES: [&str; 4] = ["api-gateway", "auth", "scheduler", "exec-proxy"];
+pub const SERVICES: [&str; 5] = ["api-gateway", "auth", "scheduler", "exec-proxy", "webhooks"];
 
 /// The user that creates and updates the streams and buckets, and does nothing else.
 pub const PROVISIONER: &str = "provisioner";
 
-/// Every user of NATS.
-pub const USERS: [&str; 5] = [
+/// The user of programs outside the product that read environment events, and do nothing else.
+pub const EVENT_READER: &str = "event-reader";
+
+/// Every user of NATS. An operator adds more event readers, with the rights of [`event_reader`].
+pub const USERS: [&str; 7] = [
     SERVICES[0],
     SERVICES[1],
     SERVICES[2],
     SERVICES[3],
+    SERVICES[4],
     PROVISIONER,
+    EVENT_READER,
 ];
 
 /// The first characters of every reply subject.
@@ -83,6 +91,19 @@ impl Permissions {
             format!("$JS.API.CONSUMER.INFO.{stream}.>"),
             format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.>"),
             format!("$JS.FC.{stream}.>"),
+        ])
+    }
+
+    /// The state of a stream, and the one consumer `consumer` of it: its creation, its messages and
+    /// their acknowledgement, its state and its deletion.
+    fn own_consumer(self, stream: &str, consumer: &str) -> Self {
+        self.stream_info(stream).publish([
+            format!("$JS.API.CONSUMER.CREATE.{stream}.{consumer}"),
+            format!("$JS.API.CONSUMER.CREATE.{stream}.{consumer}.>"),
+            format!("$JS.API.CONSUMER.DELETE.{stream}.{consumer}"),
+            format!("$JS.API.CONSUMER.INFO.{stream}.{consumer}"),
+            format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"),
+            format!("$JS.ACK.{stream}.{consumer}.>"),
         ])
     }
 
@@ -152,13 +173,26 @@ pub fn streams_of(service: &str) -> &'static [&'static str] {
         ],
         "exec-proxy" => &[OUTPUT_STREAM],
         "auth" => &[AUDIT_STREAM, AUDIT_HEADS_STREAM],
+        "webhooks" => &[EVENTS_STREAM],
         _ => &[],
     }
+}
+
+/// The rights of a program that reads environment events: an inbox, and the durable consumer that has
+/// the name of its user.
+#[must_use]
+pub fn event_reader(user: &str) -> Permissions {
+    Permissions::default()
+        .subscribe([format!("{}.>", inbox_prefix(user))])
+        .own_consumer(EVENTS_STREAM, user)
 }
 
 /// `None` for a name that is not in [`USERS`].
 #[must_use]
 pub fn for_user(user: &str) -> Option<Permissions> {
+    if user == EVENT_READER {
+        return Some(event_reader(user));
+    }
     let sessions_of_peer = session_peer(user).map(|peer| format!("{}>", service_sessions(peer)));
     let base = Permissions::default().publish(sessions_of_peer).subscribe([
         format!("{}.>", inbox_prefix(user)),
@@ -170,6 +204,7 @@ pub fn for_user(user: &str) -> Option<Permissions> {
                 format!("{PREFIX}.rpc.auth.>"),
                 format!("{PREFIX}.rpc.scheduler.>"),
                 format!("{PREFIX}.rpc.exec.>"),
+                format!("{PREFIX}.rpc.webhooks.>"),
                 ALL_LIMITS.to_owned(),
                 service_audit(user),
             ])
@@ -212,6 +247,10 @@ pub fn for_user(user: &str) -> Option<Permissions> {
                 format!("$JS.API.STREAM.PURGE.{OUTPUT_STREAM}"),
             ])
             .read_stream(OUTPUT_STREAM),
+        "webhooks" => base
+            .serve(user, "webhooks")
+            .publish([format!("{PREFIX}.rpc.auth.get-user")])
+            .own_consumer(EVENTS_STREAM, user),
         PROVISIONER => base
             .publish(["$JS.API.INFO".to_owned()])
             .publish(STREAMS.iter().flat_map(|stream| {
@@ -348,6 +387,23 @@ mod tests {
                     "{service}: {subject}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn event_reader_publishes_only_about_its_own_consumer() {
+        let reader = event_reader("billing");
+        assert_eq!(reader.subscribe, ["_INBOX_billing.>"]);
+        assert!(!reader.replies);
+        for subject in &reader.publish {
+            let is_own = ["CREATE", "DELETE", "INFO", "MSG.NEXT"].iter().any(|verb| {
+                let own = format!("$JS.API.CONSUMER.{verb}.{EVENTS_STREAM}.billing");
+                *subject == own || *subject == format!("{own}.>")
+            });
+            let is_known = is_own
+                || *subject == format!("$JS.API.STREAM.INFO.{EVENTS_STREAM}")
+                || *subject == format!("$JS.ACK.{EVENTS_STREAM}.billing.>");
+            assert!(is_known, "{subject}");
         }
     }
 

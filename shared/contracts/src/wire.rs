@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::environment::{EnvironmentEvent, EventKind, Route};
 use crate::exec::rpc::{ArchiveOutput, BoxSession, GetActivity, GetUsage};
 use crate::rpc::{ClusterRpc, Rpc, SessionRpc};
-use crate::{audit, environment, error, identity, pool, preview, registry, subjects};
+use crate::{audit, environment, error, identity, pool, preview, registry, subjects, webhook};
 
 const ENV: &str = "env-0123456789abcdef";
 const USER: &str = "user-0123456789abcdef";
@@ -22,6 +22,8 @@ const KEY: &str = "key-0123456789abcdef";
 const AUDIT: &str = "audit-0123456789abcdef";
 const LOGIN: &str = "login-0123456789abcdef";
 const PREVIEW: &str = "preview-0123456789abcdef";
+const WEBHOOK: &str = "webhook-0123456789abcdef";
+const DELIVERY: &str = "delivery-0123456789abcdef";
 const AT: &str = "2026-01-02T03:04:05Z";
 
 type Messages = BTreeMap<String, Value>;
@@ -278,6 +280,33 @@ fn preview_rpcs_match_snapshot() {
 }
 
 #[test]
+fn webhook_rpcs_match_snapshot() {
+    use webhook::rpc::{
+        CreateWebhook, DeleteWebhook, GetWebhook, ListDeliveries, ListWebhooks, Redeliver,
+    };
+    let mut m = Messages::new();
+    let webhook = json!({"id": WEBHOOK, "url": "https://example.com/hook", "kinds": ["running"],
+        "description": "billing", "created_at": AT});
+    let create = json!({"owner": USER, "url": "https://example.com/hook", "kinds": ["running"],
+        "description": "billing"});
+    let created = json!({"webhook": webhook, "secret": "whsec_secret"});
+    rpc::<CreateWebhook>(&mut m, create, created);
+    let list = json!({"owner": USER, "limit": 10, "offset": 20});
+    rpc::<ListWebhooks>(&mut m, list, json!({"webhooks": [webhook], "total": 21}));
+    let one = json!({"owner": USER, "id": WEBHOOK});
+    rpc::<GetWebhook>(&mut m, one.clone(), webhook);
+    rpc::<DeleteWebhook>(&mut m, one, json!({}));
+    let delivery = json!({"id": DELIVERY, "event": 4711, "environment": ENV, "kind": "running",
+        "state": "dead", "attempts": 10, "created_at": AT, "next_attempt_at": AT, "ended_at": AT,
+        "response_status": 500, "error": "the receiver answered 500"});
+    let list = json!({"owner": USER, "id": WEBHOOK, "state": "dead", "limit": 10, "offset": 20});
+    rpc::<ListDeliveries>(&mut m, list, json!({"deliveries": [delivery], "total": 21}));
+    let again = json!({"owner": USER, "id": WEBHOOK, "delivery": DELIVERY});
+    rpc::<Redeliver>(&mut m, again, delivery);
+    insta::with_settings!({sort_maps => true}, { insta::assert_json_snapshot!(m) });
+}
+
+#[test]
 fn exec_rpcs_match_snapshot() {
     let mut m = Messages::new();
     let box_address = "10.0.0.2:10777";
@@ -405,6 +434,10 @@ fn enum_texts_are_their_json() {
     for outcome in audit::AuditOutcome::VARIANTS {
         assert_eq!(json!(outcome), outcome.as_str());
         assert_eq!(outcome.as_str().parse(), Ok(*outcome));
+    }
+    for state in webhook::DeliveryState::VARIANTS {
+        assert_eq!(json!(state), state.as_str());
+        assert_eq!(state.as_str().parse(), Ok(*state));
     }
     for action in identity::TicketAction::VARIANTS {
         assert_eq!(json!(action), action.as_str());

@@ -49,6 +49,8 @@ pub enum Purpose {
     /// The body of a request with an idempotency key.
     RequestBody,
     Audit,
+    /// The key of a webhook's signatures.
+    WebhookKey,
 }
 
 impl Purpose {
@@ -63,6 +65,7 @@ impl Purpose {
             Self::RegistryCredential => b"agentbox.scheduler.registry-credential.v1",
             Self::RequestBody => b"agentbox.scheduler.request-body.v1",
             Self::Audit => b"agentbox.auth.audit.v1",
+            Self::WebhookKey => b"agentbox.webhooks.key.v1",
         }
     }
 }

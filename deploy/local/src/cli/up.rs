@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use agentbox_contracts::permissions::EVENT_READER;
 use agentbox_testing::cluster::LABEL;
 use agentbox_testing::log_tail::{last_lines, tail};
 use agentbox_testing::paths::{Layout, cache_directory};
@@ -243,8 +244,12 @@ fn print_summary(layout: &Layout, state: &State) -> anyhow::Result<()> {
         .map_or("", |gateway| gateway.url.as_str());
     let (username, password) = (&secrets.admin_username, &secrets.admin_password);
     let file = layout.local_env();
+    let nats = state.nats.as_ref().map_or("", |nats| nats.url.as_str());
+    let reader_password = secrets.nats.get(EVENT_READER).map_or("", String::as_str);
     let text = format!(
-        "AGENTBOX_URL={url}\nAGENTBOX_ADMIN_USERNAME={username}\nAGENTBOX_ADMIN_PASSWORD={password}\n"
+        "AGENTBOX_URL={url}\nAGENTBOX_ADMIN_USERNAME={username}\nAGENTBOX_ADMIN_PASSWORD={password}\n\
+         AGENTBOX_EVENTS_URL={nats}\nAGENTBOX_EVENTS_USER={EVENT_READER}\n\
+         AGENTBOX_EVENTS_PASSWORD={reader_password}\n"
     );
     private_file::write(&file, text.as_bytes())?;
     let kinds: Vec<&str> = state.clusters.iter().map(|c| c.kind().as_str()).collect();
@@ -257,6 +262,7 @@ AgentBox is ready.
   password  {password}
   (also in {file}, a file to source in scripts)
   boxes on  {kinds} (select with the label `{LABEL}` in a node_selector)
+  events at {nats} as {EVENT_READER}, password {reader_password} (docs/events.md)
 
 Create a first environment:
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::{Archive, ImageError, RECIPE, archive};
+use agentbox_contracts::permissions::{PROVISIONER, SERVICES};
 use agentbox_testing::paths::cache_directory;
 use agentbox_testing::tool::Tool;
 
@@ -89,8 +90,11 @@ pub async fn build_services_image(
     image: &str,
     directory: &Path,
 ) -> Result<Archive, ImageError> {
-    let files = agentbox_contracts::permissions::USERS
-        .map(|service| programs.join(format!("agentbox-{service}")));
+    let files: Vec<PathBuf> = SERVICES
+        .into_iter()
+        .chain([PROVISIONER])
+        .map(|service| programs.join(format!("agentbox-{service}")))
+        .collect();
     let image = with_tag(image, &files)?;
     build("services", image, ("PROGRAMS", programs), directory).await
 }

@@ -19,7 +19,7 @@ use crate::helm::Helm;
 
 pub const NAMESPACE: &str = "agentbox-system";
 pub const RELEASE: &str = "agentbox";
-pub const SERVICES: [&str; 4] = ["auth", "scheduler", "exec-proxy", "api-gateway"];
+pub const SERVICES: [&str; 5] = ["auth", "scheduler", "exec-proxy", "webhooks", "api-gateway"];
 /// The Secret with the login of the cluster's registry, for all images.
 pub const PULL_SECRET: &str = "registry";
 /// The gateway's Secret, created outside the chart.

@@ -84,6 +84,9 @@ pub async fn release_uses_external_stores_and_secrets(cluster: &Cluster) {
             "database-url": database_url("scheduler"),
         },
         "exec-proxy": { "box-secret": box_secret },
+        "webhooks": {
+            "webhooks-secret": "c7".repeat(32), "database-url": database_url("webhooks"),
+        },
         "provisioner": {},
     });
     let secrets: Api<Secret> = cluster.api();
@@ -122,7 +125,7 @@ async fn install(cluster: &Cluster, nats: &Proxy, postgres: &Proxy) {
     values["services"] = json!({
         "apiGateway": own("api-gateway"), "auth": own("auth"),
         "scheduler": own("scheduler"), "execProxy": own("exec-proxy"),
-        "provisioner": own("provisioner"),
+        "webhooks": own("webhooks"), "provisioner": own("provisioner"),
     });
     values["nats"] = json!({ "enabled": false, "url": format!("nats://{}", nats.address) });
     values["postgres"] = json!({ "enabled": false });

@@ -88,8 +88,9 @@ fn all_options() -> Value {
             "apiGateway": { "existingSecret": "a" }, "auth": { "existingSecret": "b" },
             "scheduler": { "existingSecret": "c" },
             "execProxy": { "existingSecret": "d", "autoscaling": { "enabled": false }, "replicas": 5 },
-            "provisioner": { "existingSecret": "e" },
+            "webhooks": { "existingSecret": "f" }, "provisioner": { "existingSecret": "e" },
         },
+        "eventConsumers": [{ "name": "billing", "from": [{ "podSelector": { "matchLabels": { "app": "billing" } } }] }],
         "nats": { "enabled": false, "url": "tls://nats.example:4222", "tlsSecret": "nats-ca" },
         "postgres": { "enabled": false, "tlsSecret": "postgres-ca" },
         "ingress": {
@@ -131,7 +132,7 @@ fn has_no_open_door(text: &str) {
     // Each service verifies NATS, and those with a database Postgres.
     assert_eq!(count("name: AGENTBOX_NATS_TLS_CA"), SERVICES.len() + 1);
     assert_eq!(count("path: nats.crt"), SERVICES.len() + 1);
-    assert_eq!(count("path: postgres.crt"), 2);
+    assert_eq!(count("path: postgres.crt"), 3);
 }
 
 /// Runs the lint, the schema and a dry run of every object against the API server.

@@ -13,6 +13,7 @@ mod audit;
 mod boxes;
 mod clusters;
 mod encryption;
+mod events;
 mod examples;
 mod existing;
 mod host;

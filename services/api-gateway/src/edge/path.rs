@@ -104,6 +104,7 @@ pub(crate) async fn id<T: FromStr>(parts: &mut Parts) -> Result<T, Error> {
         "key" => "API key",
         "registry" => "registry credential",
         "pool" => "pool",
+        "webhook" => "webhook",
         _ => "environment",
     };
     value.parse().map_err(|_| Error::not_found(resource))

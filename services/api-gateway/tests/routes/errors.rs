@@ -22,6 +22,7 @@ async fn routes_with_a_body() -> Vec<(Method, String)> {
         at(Method::POST, "/auth/tickets"),
         at(Method::POST, "/api-keys"),
         at(Method::PUT, "/registries/ghcr.io"),
+        at(Method::POST, "/webhooks"),
         at(Method::POST, "/environments"),
         at(Method::PATCH, &format!("/environments/{id}")),
         at(Method::POST, &format!("/environments/{id}/exec")),

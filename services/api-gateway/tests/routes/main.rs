@@ -43,3 +43,4 @@ mod revocation;
 mod streams;
 mod tickets;
 mod users;
+mod webhooks;

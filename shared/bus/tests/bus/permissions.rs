@@ -1,5 +1,6 @@
 //! The rights of each user, tried on a real server and compared with `permissions.md`.
 
+mod event_readers;
 mod forged;
 
 use std::path::Path;
@@ -19,7 +20,7 @@ const HEAD: &str = "\
 
 The test `rights_match_the_table` tries every line with the credential of every user. It writes this
 file if `AGENTBOX_WRITE` is set. P: may publish. S: may subscribe. A reply to a received request is
-permitted to auth, scheduler and exec-proxy, and not listed.
+permitted to auth, scheduler, exec-proxy and webhooks, and not listed.
 ";
 
 /// The text above the second table.
@@ -27,8 +28,8 @@ const CONSUMERS: &str = "
 ## Consumers
 
 JetStream does not compare the deliver subject of a consumer with the permissions of its creator. Yes:
-the user may create a consumer that delivers to a subject of another service. Servers ignore the
-delivered message, because its reply subject is not an inbox.
+the user may create a consumer, named as the user, that delivers to a subject of another service. Servers
+ignore the delivered message, because its reply subject is not an inbox.
 ";
 
 /// No user may publish to it. The server reports errors in the order of the messages, so its error
@@ -36,7 +37,7 @@ delivered message, because its reply subject is not an inbox.
 const END: &str = "end.of.probe";
 
 /// The verbs of the JetStream API on one stream, with `{}` for its name.
-const STREAM_VERBS: [&str; 28] = [
+const STREAM_VERBS: [&str; 32] = [
     "$JS.API.STREAM.CREATE.{}",
     "$JS.API.STREAM.UPDATE.{}",
     "$JS.API.STREAM.INFO.{}",
@@ -65,16 +66,22 @@ const STREAM_VERBS: [&str; 28] = [
     "$JS.API.CONSUMER.MSG.NEXT.{}.probe",
     "$JS.ACK.{}.probe.1.1.1.1.0",
     "$JS.FC.{}.probe.1",
+    "$JS.API.CONSUMER.CREATE.{}.event-reader",
+    "$JS.API.CONSUMER.DELETE.{}.event-reader",
+    "$JS.API.CONSUMER.MSG.NEXT.{}.event-reader",
+    "$JS.ACK.{}.event-reader.1.1.1.1.0",
 ];
 
 /// Every kind of subject, without wildcards.
 fn literal_subjects() -> Vec<String> {
     let fixed = [
         "abx.v1.rpc.auth.probe",
+        "abx.v1.rpc.auth.get-user",
         "abx.v1.rpc.scheduler.probe",
         "abx.v1.rpc.scheduler.delete-owned",
         "abx.v1.rpc.scheduler.record-activity",
         "abx.v1.rpc.exec.probe.probe",
+        "abx.v1.rpc.webhooks.probe",
         "abx.v1.cmd.env.probe.probe.probe",
         "abx.v1.evt.env.probe.probe",
         "abx.v1.evt.audit.head",
@@ -127,6 +134,7 @@ fn wildcards() -> Vec<String> {
         "abx.v1.rpc.auth.>",
         "abx.v1.rpc.scheduler.>",
         "abx.v1.rpc.exec.>",
+        "abx.v1.rpc.webhooks.>",
         "abx.v1.cmd.>",
         "abx.v1.evt.>",
         "abx.v1.sess.>",
@@ -149,6 +157,7 @@ fn wildcards() -> Vec<String> {
 
 /// A connection as one user, and the errors that the server reports on it.
 struct User {
+    name: String,
     client: Client,
     errors: mpsc::UnboundedReceiver<String>,
 }
@@ -169,7 +178,11 @@ impl User {
             .connect(&nats.url)
             .await
             .unwrap();
-        Self { client, errors }
+        Self {
+            name: name.to_owned(),
+            client,
+            errors,
+        }
     }
 
     /// Whether the server has refused a message since the last call.
@@ -202,11 +215,11 @@ impl User {
 
     /// Whether a consumer of `stream` can deliver to a subject of auth.
     async fn may_deliver_from(&mut self, stream: &str) -> bool {
-        let subject = format!("$JS.API.CONSUMER.CREATE.{stream}.foreign");
+        let subject = format!("$JS.API.CONSUMER.CREATE.{stream}.{}", self.name);
         if !self.may_publish(&subject).await {
             return false;
         }
-        let request = foreign_consumer(stream, "foreign", "abx.v1.rpc.auth.probe");
+        let request = foreign_consumer(stream, &self.name, "abx.v1.rpc.auth.probe");
         let reply = within(DEADLINE, self.client.request(subject, request.into()));
         let reply: Value = serde_json::from_slice(&reply.await.unwrap().payload).unwrap();
         reply["error"].is_null()

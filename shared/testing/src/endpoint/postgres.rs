@@ -10,7 +10,7 @@ use crate::tool::{Tool, ToolError};
 /// The role with all rights.
 pub const SUPERUSER: &str = "postgres";
 /// The services' roles; each owns the schema of its own name.
-pub const ROLES: [&str; 2] = ["auth", "scheduler"];
+pub const ROLES: [&str; 3] = ["auth", "scheduler", "webhooks"];
 /// The database of the services.
 pub const DATABASE: &str = "agentbox";
 
@@ -20,7 +20,7 @@ pub struct PostgresEndpoint {
     pub port: u16,
     /// As the superuser, on the database `agentbox`.
     pub admin_url: String,
-    /// By role: `auth`, `scheduler`.
+    /// By role: `auth`, `scheduler`, `webhooks`.
     pub urls: BTreeMap<String, String>,
     /// The directory of the server's programs, such as `psql`.
     pub bin: PathBuf,

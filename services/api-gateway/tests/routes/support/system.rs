@@ -77,13 +77,16 @@ pub fn runtime() -> Runtime {
     }
 }
 
-/// The tests are a trusted proxy: they send the address of each client in `X-Forwarded-For`.
+/// The tests are a trusted proxy: they send the address of each client in `X-Forwarded-For`. They also
+/// receive webhooks.
 pub fn options() -> Options {
-    Options::components(runtime().components()).env(
-        "api-gateway",
-        "AGENTBOX_TRUSTED_PROXIES",
-        "127.0.0.0/8",
-    )
+    Options::components(runtime().components())
+        .env("api-gateway", "AGENTBOX_TRUSTED_PROXIES", "127.0.0.0/8")
+        .env(
+            "webhooks",
+            "AGENTBOX_WEBHOOK_ALLOWED_NETWORKS",
+            "127.0.0.0/8",
+        )
 }
 
 /// Raises the limits that tests do not test.

@@ -1,0 +1,3 @@
+fn main() -> std::process::ExitCode {
+    agentbox_service::main("webhooks", agentbox_webhooks::run)
+}

@@ -1,0 +1,279 @@
+//! A replica of webhooks with its stores, the services around it, and a receiver.
+
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use agentbox_bus::{Bus, BusConfig};
+use agentbox_contracts::environment::{EnvironmentEvent, EventKind, Status};
+use agentbox_contracts::error::Error;
+use agentbox_contracts::ids::{EnvironmentId, InstanceId, UserId, WebhookId};
+use agentbox_contracts::rpc::Rpc;
+use agentbox_contracts::webhook::rpc::{
+    CreateWebhook, CreateWebhookReply, CreateWebhookRequest, ListDeliveries, ListDeliveriesRequest,
+};
+use agentbox_contracts::webhook::{Delivery, DeliveryState};
+use agentbox_testing::{NatsEndpoint, System, TestNats, TestPostgres, eventually, eventually_some};
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use chrono::Utc;
+
+/// The deployment's secret.
+const SECRET: &str = "c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8";
+pub const DEADLINE: Duration = Duration::from_secs(60);
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A free port below the range of ephemeral ports.
+fn free_port() -> u16 {
+    loop {
+        let port = 20_000 + rand::random::<u16>() % 10_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+async fn connect(nats: &NatsEndpoint, service: &'static str) -> Bus {
+    Bus::connect(BusConfig {
+        url: nats.url.clone(),
+        tls_ca: nats.tls_ca.clone(),
+        user: service.to_owned(),
+        password: nats.passwords[service].clone(),
+        service,
+        instance: InstanceId::random(),
+    })
+    .await
+    .unwrap()
+}
+
+pub struct World {
+    process: Child,
+    port: u16,
+    database_url: String,
+    environment: Vec<(&'static str, String)>,
+    pub nats: NatsEndpoint,
+    pub system: System,
+    gateway: Bus,
+    scheduler: Bus,
+}
+
+impl World {
+    /// Starts webhooks, which may reach the loopback and repeats failed deliveries at once.
+    pub async fn start() -> Self {
+        Self::with(&[("AGENTBOX_WEBHOOK_ALLOWED_NETWORKS", "127.0.0.0/8")]).await
+    }
+
+    /// Starts webhooks with further variables in `environment`.
+    pub async fn with(environment: &[(&'static str, &str)]) -> Self {
+        let postgres = TestPostgres::start().await.unwrap();
+        let (system, nats) = TestNats::own().await.unwrap();
+        let environment: Vec<(&'static str, String)> = environment
+            .iter()
+            .map(|(name, value)| (*name, (*value).to_owned()))
+            .collect();
+        let port = free_port();
+        let world = Self {
+            process: spawn(&nats, port, &postgres.url, &environment),
+            port,
+            database_url: postgres.url,
+            environment,
+            gateway: connect(&nats, "api-gateway").await,
+            scheduler: connect(&nats, "scheduler").await,
+            nats,
+            system,
+        };
+        world.wait_ready().await;
+        world
+    }
+
+    async fn wait_ready(&self) {
+        let url = format!("http://127.0.0.1:{}/health/ready", self.port);
+        eventually("webhooks is ready", DEADLINE, async || {
+            let answer = reqwest::get(&url).await;
+            answer.is_ok_and(|answer| answer.status().is_success())
+        })
+        .await;
+    }
+
+    /// Kills the replica (SIGKILL), and starts it again.
+    pub async fn restart_after_kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        self.process = spawn(&self.nats, self.port, &self.database_url, &self.environment);
+        self.wait_ready().await;
+    }
+
+    /// Calls a method as the gateway.
+    pub async fn call<R: Rpc>(&self, request: R::Request) -> Result<R::Reply, Error> {
+        self.gateway.call::<R>(&request, CALL_DEADLINE).await
+    }
+
+    pub async fn create(&self, owner: &UserId, url: &str) -> CreateWebhookReply {
+        let request = CreateWebhookRequest {
+            owner: owner.clone(),
+            url: url.to_owned(),
+            kinds: Vec::new(),
+            description: None,
+        };
+        self.call::<CreateWebhook>(request).await.unwrap()
+    }
+
+    /// Publishes an event as the scheduler.
+    pub async fn publish(&self, owner: &UserId, kind: EventKind) -> EnvironmentEvent {
+        let event = EnvironmentEvent {
+            environment_id: EnvironmentId::random(),
+            owner: owner.clone(),
+            kind,
+            status: Status::Running,
+            status_reason: None,
+            status_message: None,
+            exit_code: None,
+            at: Utc::now(),
+        };
+        let message_id = event.environment_id.to_string();
+        // NATS may be starting. A second event with the same id is dropped.
+        eventually("the event is published", DEADLINE, async || {
+            let published = self.scheduler.publish_event(&event, &message_id).await;
+            published.is_ok()
+        })
+        .await;
+        event
+    }
+
+    /// The newest delivery of a webhook when it is in `state`.
+    pub async fn delivery(&self, owner: &UserId, id: &WebhookId, state: DeliveryState) -> Delivery {
+        eventually_some("the delivery in its state", DEADLINE, async || {
+            let request = ListDeliveriesRequest {
+                owner: owner.clone(),
+                id: id.clone(),
+                state: Some(state),
+                limit: 1,
+                offset: 0,
+            };
+            let listed = self.call::<ListDeliveries>(request).await.ok()?;
+            listed.deliveries.into_iter().next()
+        })
+        .await
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn spawn(
+    nats: &NatsEndpoint,
+    port: u16,
+    database_url: &str,
+    environment: &[(&'static str, String)],
+) -> Child {
+    // Killed with the test, however the test ends.
+    Command::new("setpriv")
+        .args([
+            "--pdeathsig",
+            "KILL",
+            "--",
+            env!("CARGO_BIN_EXE_agentbox-webhooks"),
+        ])
+        .env("AGENTBOX_NATS_URL", &nats.url)
+        .env("AGENTBOX_NATS_USER", "webhooks")
+        .env("AGENTBOX_NATS_PASSWORD", &nats.passwords["webhooks"])
+        .env("AGENTBOX_ADMIN_LISTEN", format!("127.0.0.1:{port}"))
+        .env("AGENTBOX_DATABASE_URL", database_url)
+        .env("AGENTBOX_WEBHOOKS_SECRET", SECRET)
+        .env("AGENTBOX_WEBHOOK_FIRST_RETRY", "0")
+        .env("AGENTBOX_WEBHOOK_ATTEMPTS", "3")
+        .env("AGENTBOX_SWEEP_INTERVAL", "1")
+        .envs(environment.iter().map(|(name, value)| (*name, value)))
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// A request that the receiver got.
+#[derive(Clone, Debug)]
+pub struct Received {
+    pub headers: HeaderMap,
+    pub body: String,
+}
+
+impl Received {
+    pub fn header(&self, name: &str) -> &str {
+        self.headers[name].to_str().unwrap()
+    }
+}
+
+#[derive(Clone)]
+struct Answers {
+    received: Arc<Mutex<Vec<Received>>>,
+    /// The statuses of the next answers; then 204.
+    statuses: Arc<Mutex<Vec<u16>>>,
+}
+
+/// An HTTP server on the loopback that keeps what it receives.
+pub struct Receiver {
+    pub address: SocketAddr,
+    answers: Answers,
+    server: tokio::task::JoinHandle<()>,
+}
+
+async fn receive(State(answers): State<Answers>, headers: HeaderMap, body: Bytes) -> Response {
+    let body = String::from_utf8(body.to_vec()).unwrap();
+    let received = Received { headers, body };
+    answers.received.lock().unwrap().push(received);
+    let status = answers.statuses.lock().unwrap().pop().unwrap_or(204);
+    let status = StatusCode::from_u16(status).unwrap();
+    if status.is_redirection() {
+        return (status, [(header::LOCATION, "/elsewhere")]).into_response();
+    }
+    status.into_response()
+}
+
+impl Receiver {
+    /// Answers the first requests with these statuses, and all others with 204.
+    pub async fn start(statuses: &[u16]) -> Self {
+        let answers = Answers {
+            received: Arc::default(),
+            statuses: Arc::new(Mutex::new(statuses.iter().rev().copied().collect())),
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let app = Router::new().fallback(receive).with_state(answers.clone());
+        let server = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        Self {
+            address,
+            answers,
+            server,
+        }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}/hook", self.address)
+    }
+
+    pub fn received(&self) -> Vec<Received> {
+        self.answers.received.lock().unwrap().clone()
+    }
+
+    /// Waits for this many requests.
+    pub async fn wait_for(&self, count: usize) -> Vec<Received> {
+        eventually("the requests", DEADLINE, async || {
+            self.received().len() >= count
+        })
+        .await;
+        self.received()
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
