@@ -35,8 +35,8 @@ const INSERT: &str = "
             CASE WHEN $8 = 'dead' THEN now() END, $9)
     ON CONFLICT ON CONSTRAINT deliveries_once DO NOTHING";
 
-/// Claims due deliveries, `$2` of a webhook at most, `$4` webhooks' worth in all, without those of the
-/// webhooks in the list `$3`.
+/// Claims due deliveries: at most `$2` of one webhook and `$4` in all, and none of the webhooks in the
+/// list `$3`.
 const CLAIM: &str = "
     WITH due AS MATERIALIZED (
         SELECT one.id FROM webhooks w CROSS JOIN LATERAL (
@@ -240,15 +240,15 @@ impl Store {
         Ok(inserted)
     }
 
-    /// Claims due deliveries for `lease`: of `webhooks` webhooks at most, `each` of one, and none of
-    /// those in `busy`. Those of one webhook are in the order of their events.
+    /// Claims due deliveries for `lease`: at most `each` of one webhook and `max` in all, and none of the
+    /// webhooks in `busy`. Those of one webhook are in the order of their events.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn claim(
         &self,
         busy: &HashSet<WebhookId>,
-        webhooks: usize,
+        max: usize,
         each: u32,
         lease: Duration,
     ) -> Result<Vec<Claimed>, StoreError> {
@@ -259,7 +259,7 @@ impl Store {
                 seconds(lease),
                 bigint(each.into()),
                 busy.join(",").into(),
-                bigint(u64::try_from(webhooks).unwrap_or(u64::MAX)),
+                bigint(u64::try_from(max).unwrap_or(u64::MAX)),
             ],
         );
         let rows = self.database.query_all_raw(claim);
