@@ -80,9 +80,8 @@ async fn webhooks_of_a_deleted_user_are_deleted() {
         role: Role::User,
         created_at: Utc::now(),
     };
-    let server = world
-        .bus_of("auth")
-        .await
+    let auth = world.bus_of("auth").await;
+    let server = auth
         .serve("auth")
         .on::<GetUser, _, _>(move |request| {
             let known = known.clone();
