@@ -1,6 +1,7 @@
-//! Deliveries: when they are attempted ([`retry`]), how ([`send`], [`signature`]), and by whom
-//! ([`worker`]).
+//! Deliveries: when they are attempted ([`retry`]), how ([`send`], [`signature`]), with
+//! what ([`body`]), and by whom ([`worker`]).
 
+pub mod body;
 pub mod retry;
 pub mod send;
 pub mod signature;

@@ -93,9 +93,15 @@ impl Store {
     /// # Errors
     /// [`StoreError::TooMany`] when the owner has as many as a user may have.
     pub async fn insert_webhook(&self, new: NewWebhook, key: &[u8]) -> Result<Webhook, StoreError> {
+        let NewWebhook {
+            owner,
+            url,
+            kinds,
+            description,
+        } = new;
         let id = WebhookId::random();
         let sealed = self.secret.seal(Purpose::WebhookKey, id.as_str(), key)?;
-        let kinds: Vec<&str> = new.kinds.iter().map(|kind| kind.as_str()).collect();
+        let kinds: Vec<&str> = kinds.iter().map(|kind| kind.as_str()).collect();
         let insert = statement(
             format!(
                 "INSERT INTO webhooks (id, owner, url, kinds, description, sealed_key)
@@ -103,20 +109,20 @@ impl Store {
             ),
             [
                 id.as_str().into(),
-                new.owner.as_str().into(),
-                new.url.into(),
+                owner.as_str().into(),
+                url.into(),
                 kinds.join(",").into(),
-                new.description.into(),
+                description.into(),
                 sealed.into(),
             ],
         );
         let inserted = async {
             let transaction = begin(&self.database).await?;
             // Creations of one owner are counted one after the other.
-            advisory_lock(&transaction, OWNER_LOCK, new.owner.as_str()).await?;
+            advisory_lock(&transaction, OWNER_LOCK, owner.as_str()).await?;
             let count = statement(
                 "SELECT count(*) AS total FROM webhooks WHERE owner = $1",
-                [new.owner.as_str().into()],
+                [owner.as_str().into()],
             );
             let total = match transaction.query_one_raw(count).await? {
                 Some(row) => unsigned(&row, "total")?,

@@ -3,17 +3,17 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use agentbox_contracts::environment::{EnvironmentEvent, EventKind, Status, StatusReason};
+use agentbox_contracts::environment::{EnvironmentEvent, EventKind};
 use agentbox_contracts::ids::{DeliveryId, EnvironmentId, UserId, WebhookId};
 use agentbox_contracts::webhook::{Delivery, DeliveryState};
 use agentbox_database::sql::{bigint, seconds, statement, unsigned};
 use agentbox_database::{Text, span};
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait as _, DbErr, QueryResult, Value};
-use serde::Serialize;
 use tracing::Instrument as _;
 
 use super::{Store, StoreError};
+use crate::delivery::body;
 
 /// The most rows that one statement of the sweep deletes.
 pub const PURGED_AT_ONCE: u64 = 1_000;
@@ -35,8 +35,8 @@ const INSERT: &str = "
             CASE WHEN $8 = 'dead' THEN now() END, $9)
     ON CONFLICT ON CONSTRAINT deliveries_once DO NOTHING";
 
-/// Claims due deliveries, `$2` of a webhook at most, `$4` webhooks' worth in all, without those of the
-/// webhooks in the list `$3`.
+/// Claims due deliveries: at most `$2` of one webhook and `$4` in all, and none of the webhooks in the
+/// list `$3`.
 const CLAIM: &str = "
     WITH due AS MATERIALIZED (
         SELECT one.id FROM webhooks w CROSS JOIN LATERAL (
@@ -67,47 +67,6 @@ const FINISH: &str = "
 
 const COLUMNS: &str = "id, event, environment, kind, state, attempts, created_at, next_attempt_at, \
                        ended_at, response_status, error";
-
-/// The body of a request to a webhook.
-#[derive(Serialize)]
-struct Body<'a> {
-    r#type: String,
-    timestamp: DateTime<Utc>,
-    data: Data<'a>,
-}
-
-/// The event, with the fields of `GET /events`.
-#[derive(Serialize)]
-struct Data<'a> {
-    id: u64,
-    environment_id: &'a EnvironmentId,
-    kind: EventKind,
-    status: Status,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    status_reason: Option<StatusReason>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    status_message: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    exit_code: Option<i32>,
-    at: DateTime<Utc>,
-}
-
-fn body(sequence: u64, event: &EnvironmentEvent) -> Result<String, serde_json::Error> {
-    serde_json::to_string(&Body {
-        r#type: format!("environment.{}", event.kind.as_str()),
-        timestamp: event.at,
-        data: Data {
-            id: sequence,
-            environment_id: &event.environment_id,
-            kind: event.kind,
-            status: event.status,
-            status_reason: event.status_reason,
-            status_message: event.status_message.as_deref(),
-            exit_code: event.exit_code,
-            at: event.at,
-        },
-    })
-}
 
 /// How many deliveries of an event were stored, by their state.
 #[derive(Clone, Copy, Debug, Default)]
@@ -208,7 +167,7 @@ impl Store {
         if rows.is_empty() {
             return Ok(inserted);
         }
-        let body = body(sequence, event)?;
+        let body = body::encode(sequence, event)?;
         for row in rows {
             let webhook = row.try_get::<Text<WebhookId>>("", "id")?.0;
             let is_full = unsigned(&row, "pending")? >= u64::from(max_pending);
@@ -240,15 +199,15 @@ impl Store {
         Ok(inserted)
     }
 
-    /// Claims due deliveries for `lease`: of `webhooks` webhooks at most, `each` of one, and none of
-    /// those in `busy`. Those of one webhook are in the order of their events.
+    /// Claims due deliveries for `lease`: at most `each` of one webhook and `max` in all, and none of the
+    /// webhooks in `busy`. Those of one webhook are in the order of their events.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn claim(
         &self,
         busy: &HashSet<WebhookId>,
-        webhooks: usize,
+        max: usize,
         each: u32,
         lease: Duration,
     ) -> Result<Vec<Claimed>, StoreError> {
@@ -259,7 +218,7 @@ impl Store {
                 seconds(lease),
                 bigint(each.into()),
                 busy.join(",").into(),
-                bigint(u64::try_from(webhooks).unwrap_or(u64::MAX)),
+                bigint(u64::try_from(max).unwrap_or(u64::MAX)),
             ],
         );
         let rows = self.database.query_all_raw(claim);
@@ -397,33 +356,5 @@ impl Store {
         let delete = self.database.execute_raw(delete);
         let deleted = delete.instrument(span!(DELETE deliveries)).await?;
         Ok(deleted.rows_affected())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    #[test]
-    fn body_has_the_type_and_the_fields_of_the_event() {
-        let event: EnvironmentEvent = serde_json::from_value(json!({
-            "environment_id": "env-0123456789abcdef", "owner": "user-0123456789abcdef",
-            "kind": "terminated", "status": "terminated", "status_reason": "EXITED",
-            "exit_code": 0, "at": "2026-01-22T10:30:00Z",
-        }))
-        .unwrap();
-        let text = body(4711, &event).unwrap();
-        let body: Value = serde_json::from_str(&text).unwrap();
-        let expected = json!({
-            "type": "environment.terminated", "timestamp": "2026-01-22T10:30:00Z",
-            "data": {
-                "id": 4711, "environment_id": "env-0123456789abcdef", "kind": "terminated",
-                "status": "terminated", "status_reason": "EXITED", "exit_code": 0,
-                "at": "2026-01-22T10:30:00Z",
-            },
-        });
-        assert_eq!(body, expected);
     }
 }

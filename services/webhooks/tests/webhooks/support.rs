@@ -14,7 +14,9 @@ use agentbox_contracts::webhook::rpc::{
     CreateWebhook, CreateWebhookReply, CreateWebhookRequest, ListDeliveries, ListDeliveriesRequest,
 };
 use agentbox_contracts::webhook::{Delivery, DeliveryState};
-use agentbox_testing::{NatsEndpoint, System, TestNats, TestPostgres, eventually, eventually_some};
+use agentbox_testing::{
+    NatsEndpoint, PostgresEndpoint, System, TestNats, TestPostgres, eventually, eventually_some,
+};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -54,6 +56,7 @@ pub struct World {
     process: Child,
     port: u16,
     database_url: String,
+    postgres: PostgresEndpoint,
     environment: Vec<(&'static str, String)>,
     pub nats: NatsEndpoint,
     pub system: System,
@@ -80,6 +83,7 @@ impl World {
             process: spawn(&nats, port, &postgres.url, &environment),
             port,
             database_url: postgres.url,
+            postgres: postgres.endpoint,
             environment,
             gateway: connect(&nats, "api-gateway").await,
             scheduler: connect(&nats, "scheduler").await,
@@ -110,6 +114,19 @@ impl World {
     /// Calls a method as the gateway.
     pub async fn call<R: Rpc>(&self, request: R::Request) -> Result<R::Reply, Error> {
         self.gateway.call::<R>(&request, CALL_DEADLINE).await
+    }
+
+    /// A connection to NATS as another service.
+    pub async fn bus_of(&self, service: &'static str) -> Bus {
+        connect(&self.nats, service).await
+    }
+
+    /// Runs a statement on the service's database, as the superuser.
+    pub async fn execute(&self, statement: &str) {
+        self.postgres
+            .execute_on(&self.database_url, &[statement])
+            .await
+            .unwrap();
     }
 
     pub async fn create(&self, owner: &UserId, url: &str) -> CreateWebhookReply {
