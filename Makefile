@@ -27,13 +27,17 @@ DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 SPECTRAL_VERSION := 6.16.3
 SPECTRAL = $(CACHE)/spectral-$(SPECTRAL_VERSION)/node_modules/.bin/spectral
 
-.PHONY: help up down status logs clean dev build build-local boxd gvisor packages test-fast test test-all test-cluster test-connections test-browser test-clients images check check-fast hooks fmt bench fuzz fuzz-parsers deny lint-api
+.PHONY: help up observe down status logs clean dev build build-local boxd gvisor packages test-fast test test-all test-cluster test-observe test-connections test-browser test-clients images check check-fast hooks fmt bench fuzz fuzz-parsers deny lint-api
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
 
-up: build-local ## Install what is missing, build, start everything, wait until it is ready (REPLICAS=3, PROFILE=release, RUNTIME=kubernetes or containerd,kubernetes, NATS_TLS=1)
-	@REPLICAS=$(REPLICAS) RUNTIME=$(RUNTIME) $(LOCAL) up
+up: build-local ## Install what is missing, build, start everything, wait until it is ready (REPLICAS=3, PROFILE=release, RUNTIME=kubernetes or containerd,kubernetes, NATS_TLS=1, OBSERVE=1)
+	@REPLICAS=$(REPLICAS) RUNTIME=$(RUNTIME) OBSERVE=$(OBSERVE) $(LOCAL) up
+
+observe: ## Start a trace collector, Jaeger, Prometheus and the canary beside the running system
+	@$(MAKE) --no-print-directory build-local OBSERVE=1
+	@$(LOCAL) observe
 
 down: ## Stop everything, leave nothing running or mounted, and keep the data
 	@$(call local) down
@@ -52,12 +56,13 @@ dev: ## Rebuild and restart one service of the running system when its sources c
 
 packages: ## Install the Debian packages that are missing
 	@bash deploy/local/packages.sh $(findstring kubernetes,$(RUNTIME))
+	@$(if $(OBSERVE),bash deploy/local/packages.sh observe)
 
 build-local: packages boxd
-	cargo build --profile $(PROFILE) $(SERVICES) -p agentbox-local
+	cargo build --profile $(PROFILE) $(SERVICES) -p agentbox-local $(if $(OBSERVE),-p agentbox-loadtest)
 
 build: packages boxd ## Build the release programs
-	cargo build --release $(SERVICES) -p agentbox-local
+	cargo build --release $(SERVICES) -p agentbox-local -p agentbox-loadtest
 
 # boxd is static, so that it runs in any image. It has its own target directory, because its compiler
 # flags differ.
@@ -92,6 +97,13 @@ test-all: test-build gvisor ## Run all tests of CI, also on gVisor and Kubernete
 test-cluster: test-build ## Test the Helm chart, and instances whose boxes run on Kubernetes
 	$(TARGET)/debug/agentbox-local prepare --kubernetes
 	@.ci/suites cluster
+
+# The first time, Jaeger and the trace collector are built from their sources.
+test-observe: test-build ## Test dashboards, rules, alerts and traces with Prometheus, Jaeger and a trace collector
+	$(TARGET)/debug/agentbox-local prepare --observe
+	@promtool check rules deploy/observability/prometheus/rules.yaml
+	@promtool test rules deploy/observability/prometheus/tests/*.yaml
+	@.ci/suites observe
 
 # One descriptor for each connection, in the test and in the gateway.
 test-connections: test-build ## Test the default limits of connections with 10,500 hostile ones
@@ -167,7 +179,6 @@ fuzz-parsers: packages ## Fuzz the parsers of what users, boxes and peers send (
 	@bash loadtest/fuzz-parsers.sh $(CACHE) $(abspath $(TARGET))/fuzz $(SECONDS) $(ONLY)
 
 bench: build ## Measure create, exec, lists and streams, and compare them with the runtime or NATS alone (ONLY=boxes, ONLY=lists, ONLY=streams, RUNTIME=kubernetes)
-	cargo build --release -p agentbox-loadtest
 	RUNTIME=$(RUNTIME) $(TARGET)/release/agentbox-loadtest $(ONLY) --report $(TARGET)/bench.json
 
 # The newest built program of any profile: stopping must not need a build.

@@ -5,6 +5,7 @@
 
 mod boxes;
 mod bus;
+mod canary;
 mod figures;
 mod lists;
 mod raw;
@@ -15,7 +16,7 @@ use std::path::PathBuf;
 
 use agentbox_testing::Runtime;
 use anyhow::Context as _;
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::figures::{Figure, Report};
 use crate::raw::Raw;
@@ -25,8 +26,15 @@ use crate::target::{Target, runtime_variable};
 /// Measures AgentBox. Starts a new system, unless AGENTBOX_URL, AGENTBOX_ADMIN_USERNAME and
 /// AGENTBOX_ADMIN_PASSWORD select a running one.
 #[derive(Parser)]
-#[command(name = "agentbox-loadtest", version)]
+#[command(
+    name = "agentbox-loadtest",
+    version,
+    args_conflicts_with_subcommands = true
+)]
 pub struct Options {
+    #[command(subcommand)]
+    command: Option<Command>,
+
     /// What to measure; by default everything.
     #[arg(value_enum)]
     only: Option<Suite>,
@@ -40,6 +48,12 @@ pub struct Options {
     report: PathBuf,
 }
 
+#[derive(Subcommand)]
+enum Command {
+    /// Use the API as a user does, again and again, and export what it saw as metrics.
+    Canary(canary::Options),
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Suite {
     /// Creating boxes and running commands in them.
@@ -50,11 +64,14 @@ enum Suite {
     Streams,
 }
 
-/// Measures, prints the table and writes the report.
+/// Measures, prints the table and writes the report; or runs the canary.
 ///
 /// # Errors
-/// When there is no system to measure, or a first box does not run.
+/// When there is no system to measure, or a first box does not run; or the canary cannot listen.
 pub async fn run(options: Options) -> anyhow::Result<()> {
+    if let Some(Command::Canary(canary)) = options.command {
+        return canary::run(canary).await;
+    }
     let target = Target::find(options.runtime).await?;
     let description = target.describe();
     println!("measuring {description}");

@@ -91,6 +91,24 @@ impl Layout {
         self.dev_programs().join(format!("agentbox-{service}"))
     }
 
+    /// The configuration and the data of the programs that observe the instance.
+    #[must_use]
+    pub fn observability(&self) -> PathBuf {
+        self.0.join("observability")
+    }
+
+    /// Further variables of the services while the instance is observed.
+    #[must_use]
+    pub fn trace_environment(&self) -> PathBuf {
+        self.observability().join("services.env")
+    }
+
+    /// Written by `agentbox-local observe`, and removed by the supervisor.
+    #[must_use]
+    pub fn observe_request(&self) -> PathBuf {
+        self.0.join("observe-request")
+    }
+
     #[must_use]
     pub fn logs(&self) -> PathBuf {
         self.0.join("logs")

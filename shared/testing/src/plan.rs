@@ -62,6 +62,9 @@ pub struct Plan {
     /// Whether the connections to NATS are encrypted.
     #[serde(default)]
     pub nats_tls: bool,
+    /// Whether a trace collector, Jaeger, Prometheus and the canary run from the start.
+    #[serde(default)]
+    pub observe: bool,
     pub bin_dir: PathBuf,
     pub boxd: PathBuf,
     pub host: IpAddr,

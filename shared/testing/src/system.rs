@@ -13,6 +13,7 @@ use crate::endpoint::containerd::ContainerdEndpoint;
 use crate::endpoint::gateway::GatewayEndpoint;
 use crate::endpoint::kubernetes::{ExistingKubernetes, KubernetesEndpoint};
 use crate::endpoint::nats::NatsEndpoint;
+use crate::endpoint::observability::ObservabilityEndpoint;
 use crate::endpoint::postgres::PostgresEndpoint;
 use crate::instance::{Instance, StartError};
 use crate::paths::{bin_dir, boxd};
@@ -28,6 +29,7 @@ pub struct Options {
     pub replicas: usize,
     durable: bool,
     nats_tls: bool,
+    observe: bool,
     /// Variables by service (`auth`; `*` for every service): name and value.
     environment: BTreeMap<String, BTreeMap<String, String>>,
 }
@@ -41,6 +43,7 @@ impl Default for Options {
             replicas: 1,
             durable: false,
             nats_tls: false,
+            observe: false,
             environment: BTreeMap::new(),
         }
     }
@@ -73,6 +76,14 @@ impl Options {
     #[must_use]
     pub fn durable(mut self) -> Self {
         self.durable = true;
+        self
+    }
+
+    /// Starts a trace collector, Jaeger, Prometheus and the canary too. The first use builds them, which
+    /// takes minutes; `agentbox-local prepare --observe` does so before.
+    #[must_use]
+    pub fn observed(mut self) -> Self {
+        self.observe = true;
         self
     }
 
@@ -150,6 +161,7 @@ impl System {
             replicas: options.replicas.max(1),
             durable: options.durable,
             nats_tls: options.nats_tls,
+            observe: options.observe,
             bin_dir: bin_dir(),
             boxd: boxd(),
             host: IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -183,6 +195,12 @@ impl System {
         self.gateway
             .as_ref()
             .map_or("", |gateway| gateway.url.as_str())
+    }
+
+    /// Where traces and metrics are found; `None` if the system is not observed.
+    #[must_use]
+    pub fn observability(&self) -> Option<ObservabilityEndpoint> {
+        self.state()?.observability
     }
 
     /// The directory with a log file for each program: `auth-0.log`, `nats.log`.
