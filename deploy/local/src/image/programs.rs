@@ -15,6 +15,8 @@ use agentbox_testing::tool::Tool;
 
 /// The image with boxd.
 const BOXD: &str = "agentbox.local/boxd";
+/// The program that runs as the canary.
+const CANARY: &str = "loadtest";
 const BUILD_DEADLINE: Duration = Duration::from_secs(120);
 
 /// A tag that changes with the files' content.
@@ -78,7 +80,7 @@ pub(crate) async fn build_boxd_image(boxd: &Path, directory: &Path) -> Result<Ar
     build_program_image(boxd, BOXD, directory).await
 }
 
-/// Builds the image of the services in a directory of programs, with the libraries of this
+/// Builds the image of the services and of the canary in a directory of programs, with the libraries of this
 /// machine that they are linked with. If `image` has no tag, it gets one that follows from the
 /// content.
 ///
@@ -89,8 +91,11 @@ pub async fn build_services_image(
     image: &str,
     directory: &Path,
 ) -> Result<Archive, ImageError> {
-    let files = agentbox_contracts::permissions::USERS
-        .map(|service| programs.join(format!("agentbox-{service}")));
+    let files: Vec<PathBuf> = agentbox_contracts::permissions::USERS
+        .into_iter()
+        .chain([CANARY])
+        .map(|program| programs.join(format!("agentbox-{program}")))
+        .collect();
     let image = with_tag(image, &files)?;
     build("services", image, ("PROGRAMS", programs), directory).await
 }
