@@ -1,90 +1,173 @@
 //! The gateway's metrics. Labels are path templates and fixed words, never ids or addresses.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use metrics::{counter, gauge, histogram};
+use agentbox_metrics::{Counter, Gauge, Histogram, Label, NO_LABELS, Unit};
 
-const REQUEST_DURATION: &str = "agentbox_http_request_duration_seconds";
-const RATE_LIMITED: &str = "agentbox_rate_limited_total";
-const COUNTED_LOCALLY: &str = "agentbox_rate_limit_counted_locally_total";
-const CONNECTIONS: &str = "agentbox_http_connections";
-const STREAMS: &str = "agentbox_streams";
-const LIMITS_REACHED: &str = "agentbox_limits_reached_total";
+const METHOD: Label = Label::one_of(
+    "http_request_method",
+    &[
+        "GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS", "OTHER",
+    ],
+);
+const STREAM: Label = Label::one_of(
+    "kind",
+    &[
+        "logs",
+        "events",
+        "attach",
+        "output",
+        "exec",
+        "file",
+        "file_events",
+        "ports",
+    ],
+);
+
+agentbox_metrics::metrics! {
+    static REQUEST_DURATION: Histogram<3> = Histogram::new(
+        "agentbox_http_server_request_duration_seconds",
+        Unit::Seconds,
+        [
+            METHOD,
+            Label::bounded(
+                "http_route",
+                "the template of the route, `preview` for a request to a preview, `unmatched` for any other",
+            ),
+            Label::bounded("http_response_status_code", "the status"),
+        ],
+        "Time from a request's head to its answer's head",
+    );
+    static ACTIVE_REQUESTS: Gauge<1> = Gauge::new(
+        "agentbox_http_server_active_requests",
+        Unit::Count,
+        [METHOD],
+        "Requests whose answer's head is not sent yet",
+    );
+    static RATE_LIMITED: Counter<1> = Counter::new(
+        "agentbox_rate_limited_total",
+        Unit::Count,
+        [Label::one_of(
+            "category",
+            &[
+                "auth", "failed_login", "create", "exec", "files", "other", "uncounted", "flood",
+            ],
+        )],
+        "Requests refused with 429, by rate-limit category",
+    );
+    static COUNTED_LOCALLY: Counter = Counter::new(
+        "agentbox_rate_limit_counted_locally_total",
+        Unit::Count,
+        [],
+        "Requests counted by this replica alone, because the message bus did not count them",
+    );
+    static CONNECTIONS: Gauge = Gauge::new(
+        "agentbox_http_connections",
+        Unit::Count,
+        [],
+        "Open client connections",
+    );
+    static STREAMS: Gauge<1> = Gauge::new(
+        "agentbox_streams",
+        Unit::Count,
+        [STREAM],
+        "Open streams",
+    );
+    static STREAM_DURATION: Histogram<1> = Histogram::new(
+        "agentbox_stream_duration_seconds",
+        Unit::Seconds,
+        [STREAM],
+        "Duration of a stream, from its begin to its end",
+    );
+    static LIMITS_REACHED: Counter<1> = Counter::new(
+        "agentbox_limits_reached_total",
+        Unit::Count,
+        [Label::bounded("limit", "a limit of [limits](limits.md)")],
+        "Connections, sessions and results that reached a limit of this replica",
+    );
+}
 
 /// Registers the unit and the help text of every metric. Called once, at start.
 pub(crate) fn describe() {
-    use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
-    describe_histogram!(
-        REQUEST_DURATION,
-        Unit::Seconds,
-        "Time from a request's head to its answer's head, by method, route and status"
-    );
-    describe_counter!(
-        RATE_LIMITED,
-        "Requests refused with 429, by rate-limit category"
-    );
-    describe_counter!(
-        COUNTED_LOCALLY,
-        "Requests counted by this replica alone, because the message bus did not count them"
-    );
-    describe_gauge!(CONNECTIONS, "Open client connections");
-    describe_gauge!(
-        STREAMS,
-        "Open streams, by kind: logs, events, attach, output, exec, file, file_events or ports"
-    );
-    describe_counter!(
-        LIMITS_REACHED,
-        "Connections, sessions and results that reached a limit of this replica, by limit"
-    );
+    agentbox_metrics::describe(METRICS);
 }
 
 /// Records an answered request; `route` is the template, never the path.
 pub(crate) fn record_request(method: &str, route: &str, status: u16, took: Duration) {
-    histogram!(
-        REQUEST_DURATION,
-        "method" => method.to_owned(),
-        "route" => route.to_owned(),
-        "status" => status.to_string(),
-    )
-    .record(took.as_secs_f64());
+    let labels = [method.to_owned(), route.to_owned(), status.to_string()];
+    REQUEST_DURATION.record(took.as_secs_f64(), labels);
+}
+
+/// Counts a request as active until it is dropped.
+pub(crate) struct ActiveRequest {
+    method: &'static str,
+}
+
+impl ActiveRequest {
+    /// `method`: a standard one, or `OTHER`.
+    pub(crate) fn begin(method: &'static str) -> Self {
+        ACTIVE_REQUESTS.shift(1.0, [method]);
+        Self { method }
+    }
+}
+
+impl Drop for ActiveRequest {
+    fn drop(&mut self) {
+        ACTIVE_REQUESTS.shift(-1.0, [self.method]);
+    }
 }
 
 /// Counts a request that was refused with 429; `category` may be `flood`.
 pub(crate) fn rate_limited(category: &'static str) {
-    counter!(RATE_LIMITED, "category" => category).increment(1);
+    RATE_LIMITED.add(1, [category]);
 }
 
 /// Counts a request that the bus did not count.
 pub(crate) fn counted_locally() {
-    counter!(COUNTED_LOCALLY).increment(1);
+    COUNTED_LOCALLY.add(1, NO_LABELS);
 }
 
 /// Counts that a limit of this replica was reached.
 pub(crate) fn limit_reached(limit: &'static str) {
-    counter!(LIMITS_REACHED, "limit" => limit).increment(1);
+    LIMITS_REACHED.add(1, [limit]);
 }
 
 /// Records the number of open connections.
+#[expect(clippy::cast_precision_loss, reason = "a gauge of some thousands")]
 pub(crate) fn connections(open: usize) {
-    #[allow(clippy::cast_precision_loss, reason = "a gauge of some thousands")]
-    gauge!(CONNECTIONS).set(open as f64);
+    CONNECTIONS.set(open as f64, NO_LABELS);
 }
 
 /// Counts one open stream until it is dropped.
 pub(crate) struct OpenStream {
     kind: &'static str,
+    begun: Instant,
 }
 
 impl OpenStream {
     /// `kind`: logs, events, attach, output, exec, file, file_events or ports.
     pub(crate) fn begin(kind: &'static str) -> Self {
-        gauge!(STREAMS, "kind" => kind).increment(1.0);
-        Self { kind }
+        STREAMS.shift(1.0, [kind]);
+        Self {
+            kind,
+            begun: Instant::now(),
+        }
     }
 }
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
-        gauge!(STREAMS, "kind" => self.kind).decrement(1.0);
+        STREAMS.shift(-1.0, [self.kind]);
+        STREAM_DURATION.record(self.begun.elapsed().as_secs_f64(), [self.kind]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_reference_matches_code() {
+        agentbox_metrics::reference::check("api-gateway", METRICS).unwrap();
     }
 }

@@ -145,6 +145,16 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
         head_interval: config.audit_head_interval(),
     };
     tasks.spawn("audit-chain", writer.run(shutdown.clone()));
+    let (lag, stopping) = (bus.clone(), shutdown.clone());
+    tasks.spawn("audit-lag", async move {
+        lag.measure_audit_lag(stopping).await;
+        Ok(())
+    });
+    let connections = agentbox_database::report_connections(database.clone(), shutdown.clone());
+    tasks.spawn("database-connections", async move {
+        connections.await;
+        Ok(())
+    });
     let sweeper = sweep::Sweeper {
         leases,
         database,

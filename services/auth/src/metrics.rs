@@ -1,86 +1,126 @@
 //! The metrics of auth. Label values come from closed lists.
 
-use metrics::{Unit, counter, describe_counter, describe_histogram, histogram};
 use std::time::Duration;
 
-const PASSWORD_HASHES: &str = "agentbox_auth_password_hashes_total";
-const PASSWORD_HASH_SECONDS: &str = "agentbox_auth_password_hash_seconds";
-const PASSWORD_REJECTED: &str = "agentbox_auth_password_queue_full_total";
-const AUTHENTICATIONS: &str = "agentbox_auth_authentications_total";
-const LOGINS: &str = "agentbox_auth_logins_total";
-const KEYS_ROTATED: &str = "agentbox_auth_signing_keys_created_total";
-const PURGED: &str = "agentbox_auth_rows_purged_total";
-const USES_DROPPED: &str = "agentbox_auth_key_uses_dropped_total";
-const AUDIT_ENTRIES: &str = "agentbox_auth_audit_entries_chained_total";
-const DELETIONS: &str = "agentbox_auth_user_deletions_notified_total";
+use agentbox_metrics::{Counter, Histogram, Label, NO_LABELS, Unit};
+
+const OUTCOME: Label = Label::one_of("outcome", &["ok", "failed"]);
+
+agentbox_metrics::metrics! {
+    static PASSWORD_HASHES: Counter<1> = Counter::new(
+        "agentbox_auth_password_hashes_total",
+        Unit::Count,
+        [Label::one_of("purpose", &["verify", "create"])],
+        "Argon2id computations, by purpose",
+    );
+    static PASSWORD_HASH_DURATION: Histogram = Histogram::new(
+        "agentbox_auth_password_hash_duration_seconds",
+        Unit::Seconds,
+        [],
+        "Duration of one Argon2id computation, without the wait",
+    );
+    static PASSWORD_QUEUE_FULL: Counter = Counter::new(
+        "agentbox_auth_password_queue_full_total",
+        Unit::Count,
+        [],
+        "Requests refused because the queue for Argon2id was full",
+    );
+    static AUTHENTICATIONS: Counter<2> = Counter::new(
+        "agentbox_auth_authentications_total",
+        Unit::Count,
+        [Label::one_of("kind", &["api_key", "token", "ticket", "revalidate"]), OUTCOME],
+        "Credentials checked, by kind and outcome",
+    );
+    static LOGINS: Counter<1> = Counter::new(
+        "agentbox_auth_logins_total",
+        Unit::Count,
+        [OUTCOME],
+        "Login attempts, by outcome",
+    );
+    static SIGNING_KEYS: Counter = Counter::new(
+        "agentbox_auth_signing_keys_created_total",
+        Unit::Count,
+        [],
+        "Signing keys made by this replica",
+    );
+    static PURGED: Counter<1> = Counter::new(
+        "agentbox_auth_rows_purged_total",
+        Unit::Count,
+        [Label::bounded("table", "a table of auth")],
+        "Expired rows removed, by table",
+    );
+    static KEY_USES_DROPPED: Counter = Counter::new(
+        "agentbox_auth_key_uses_dropped_total",
+        Unit::Count,
+        [],
+        "Uses of API keys that were not recorded because the buffer was full",
+    );
+    static AUDIT_ENTRIES: Counter = Counter::new(
+        "agentbox_auth_audit_entries_chained_total",
+        Unit::Count,
+        [],
+        "Entries of the audit trail that this replica chained",
+    );
+    static DELETIONS: Counter<1> = Counter::new(
+        "agentbox_auth_user_deletions_notified_total",
+        Unit::Count,
+        [OUTCOME],
+        "Notifications of the scheduler about deleted users, by outcome",
+    );
+}
 
 pub fn describe() {
-    describe_counter!(PASSWORD_HASHES, "Argon2id computations, by purpose");
-    describe_histogram!(
-        PASSWORD_HASH_SECONDS,
-        Unit::Seconds,
-        "Time of one Argon2id computation, without the wait"
-    );
-    describe_counter!(
-        PASSWORD_REJECTED,
-        "Requests refused because the queue for Argon2id was full"
-    );
-    describe_counter!(AUTHENTICATIONS, "Credentials checked, by kind and outcome");
-    describe_counter!(LOGINS, "Login attempts, by outcome");
-    describe_counter!(KEYS_ROTATED, "Signing keys made by this replica");
-    describe_counter!(PURGED, "Expired rows removed, by table");
-    describe_counter!(
-        USES_DROPPED,
-        "Uses of API keys that were not recorded because the buffer was full"
-    );
-    describe_counter!(
-        AUDIT_ENTRIES,
-        "Entries of the audit trail that this replica chained"
-    );
-    describe_counter!(
-        DELETIONS,
-        "Notifications of the scheduler about deleted users, by outcome"
-    );
+    agentbox_metrics::describe(METRICS);
 }
 
 /// `purpose` is `verify` or `create`.
 pub fn password_hashed(purpose: &'static str, took: Duration) {
-    counter!(PASSWORD_HASHES, "purpose" => purpose).increment(1);
-    histogram!(PASSWORD_HASH_SECONDS).record(took.as_secs_f64());
+    PASSWORD_HASHES.add(1, [purpose]);
+    PASSWORD_HASH_DURATION.record(took.as_secs_f64(), NO_LABELS);
 }
 
 pub fn password_queue_full() {
-    counter!(PASSWORD_REJECTED).increment(1);
+    PASSWORD_QUEUE_FULL.add(1, NO_LABELS);
 }
 
 pub fn authenticated(kind: &'static str, ok: bool) {
-    counter!(AUTHENTICATIONS, "kind" => kind, "outcome" => outcome(ok)).increment(1);
+    AUTHENTICATIONS.add(1, [kind, outcome(ok)]);
 }
 
 pub fn login(ok: bool) {
-    counter!(LOGINS, "outcome" => outcome(ok)).increment(1);
+    LOGINS.add(1, [outcome(ok)]);
 }
 
 pub fn signing_key_created() {
-    counter!(KEYS_ROTATED).increment(1);
+    SIGNING_KEYS.add(1, NO_LABELS);
 }
 
 pub fn rows_purged(table: &'static str, rows: u64) {
-    counter!(PURGED, "table" => table).increment(rows);
+    PURGED.add(rows, [table]);
 }
 
 pub fn key_uses_dropped(uses: u64) {
-    counter!(USES_DROPPED).increment(uses);
+    KEY_USES_DROPPED.add(uses, NO_LABELS);
 }
 
 pub fn audit_chained(entries: usize) {
-    counter!(AUDIT_ENTRIES).increment(u64::try_from(entries).unwrap_or(u64::MAX));
+    AUDIT_ENTRIES.add(u64::try_from(entries).unwrap_or(u64::MAX), NO_LABELS);
 }
 
 pub fn deletion_notified(ok: bool) {
-    counter!(DELETIONS, "outcome" => outcome(ok)).increment(1);
+    DELETIONS.add(1, [outcome(ok)]);
 }
 
 const fn outcome(ok: bool) -> &'static str {
     if ok { "ok" } else { "failed" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_reference_matches_code() {
+        agentbox_metrics::reference::check("auth", METRICS).unwrap();
+    }
 }

@@ -6,7 +6,10 @@
 //!   arrived before the connection was lost. A client attaches again, at its offsets.
 //! * I3. A call that was lost ends with [`BoxError::Lost`], never with an error that claims that nothing
 //!   was started.
+//!
+//! [`counted`] counts the starts and the ends of executions for the metrics.
 
+pub mod counted;
 mod progress;
 
 use std::time::Duration;
@@ -15,9 +18,12 @@ use agentbox_bus::{Incoming, Session};
 use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::exec::rpc::BoxSession;
 use agentbox_contracts::exec::{FromBox, ToBox};
+use agentbox_contracts::executions::execution_output::Output;
 use agentbox_contracts::executions::{
-    ExecutionInput, ExecutionOutput, ExecutionRequest, Size, execution_input, execution_request,
+    Execution, ExecutionInput, ExecutionOutput, ExecutionRequest, Size, execution_input,
+    execution_request,
 };
+use agentbox_contracts::ids::EnvironmentId;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +36,8 @@ use crate::outcome::{Outcome, refuse};
 use crate::relay::{End, Message, Relay, Relayed};
 use crate::target::Target;
 
+/// The kind of these sessions, a label of the metrics.
+const KIND: &str = "executions";
 /// How long continuing an operation may take.
 const RESUME_TIMEOUT: Duration = Duration::from_secs(2);
 const RESUME_PAUSE: Duration = Duration::from_millis(50);
@@ -65,11 +73,15 @@ async fn serve_live(
 ) -> Outcome {
     let mut relay = Relay::new(session, lease, stopping);
     let mut executions = Executions {
+        environment: relay.lease.id().clone(),
         progress: Progress::new(request),
         began: Instant::now(),
     };
     let end = run_to_end(&mut relay, &mut executions).await;
-    relay.finish(end).await
+    let outcome = relay.finish(end).await;
+    let took = executions.began.elapsed();
+    metrics::execution_operation(executions.progress.operation(), outcome, took);
+    outcome
 }
 
 /// Relays the operation until it ends, and continues it after a lost connection.
@@ -135,12 +147,15 @@ async fn attempt(
 }
 
 struct Executions {
+    environment: EnvironmentId,
     progress: Progress,
     began: Instant,
 }
 
 impl Relayed for Executions {
     type Method = call::Executions;
+
+    const KIND: &'static str = KIND;
 
     fn input(message: ToBox) -> Option<ExecutionInput> {
         let input = match message {
@@ -157,6 +172,34 @@ impl Relayed for Executions {
     }
 
     fn output(&mut self, output: ExecutionOutput) -> Result<Message, BoxError> {
-        self.progress.take(output)
+        let message = self.progress.take(output)?;
+        self.count(&message);
+        Ok(message)
+    }
+}
+
+impl Executions {
+    /// Counts what a message reports.
+    fn count(&self, message: &Message) {
+        let (Message::Send(FromBox::Execution(sent)) | Message::Last(FromBox::Execution(sent))) =
+            message
+        else {
+            return;
+        };
+        let seen = |execution: &Execution| {
+            counted::seen(&self.environment, &execution.id, execution.status());
+        };
+        match &sent.output {
+            Some(Output::Execution(execution)) if self.progress.operation() == "start" => {
+                counted::started(&self.environment, &execution.id, execution.status());
+            }
+            Some(Output::Execution(execution)) => seen(execution),
+            Some(Output::Executions(list)) => list.executions.iter().for_each(seen),
+            Some(Output::Output(piece)) => {
+                metrics::execution_output(piece.stderr, piece.data.len());
+            }
+            Some(Output::Gap(gap)) => metrics::execution_gap(gap.stderr, gap.bytes),
+            Some(Output::Attached(_) | Output::HasInput(_)) | None => {}
+        }
     }
 }

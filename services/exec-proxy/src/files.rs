@@ -9,10 +9,12 @@ use agentbox_contracts::exec::{FromBox, ToBox};
 use agentbox_contracts::files::{
     FileFailure, FileInput, FileOutput, FileRequest, file_input, file_output, file_request,
 };
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::boxes::error::{bounded, box_code};
 use crate::boxes::{BoxError, Lease, call};
+use crate::metrics;
 use crate::outcome::Outcome;
 use crate::relay::{self, Message, Relayed, check_chunk};
 
@@ -27,10 +29,11 @@ pub async fn serve(
     stopping: CancellationToken,
 ) -> Outcome {
     let repeatable = is_repeatable(&request);
+    let files = Files::new(&request);
     let first = FileInput {
         input: Some(file_input::Input::Request(request)),
     };
-    relay::serve(Files, session, lease, first, repeatable, stopping).await
+    relay::serve(files, session, lease, first, repeatable, stopping).await
 }
 
 /// Whether the operation may be begun twice, before its first output. Content is sent after an
@@ -57,10 +60,39 @@ fn is_repeatable(request: &FileRequest) -> bool {
     }
 }
 
-struct Files;
+struct Files {
+    /// The name of the operation, a label of the metrics.
+    operation: &'static str,
+    began: Instant,
+}
+
+impl Files {
+    fn new(request: &FileRequest) -> Self {
+        use file_request::Operation;
+        let operation = match &request.operation {
+            Some(Operation::Stat(_)) => "stat",
+            Some(Operation::List(_)) => "list",
+            Some(Operation::Read(_)) => "read",
+            Some(Operation::Write(_)) => "write",
+            Some(Operation::MakeDirectory(_)) => "make_directory",
+            Some(Operation::Move(_)) => "move",
+            Some(Operation::Copy(_)) => "copy",
+            Some(Operation::Delete(_)) => "delete",
+            Some(Operation::Change(_)) => "change",
+            Some(Operation::Watch(_)) => "watch",
+            None => "unknown",
+        };
+        Self {
+            operation,
+            began: Instant::now(),
+        }
+    }
+}
 
 impl Relayed for Files {
     type Method = call::Files;
+
+    const KIND: &'static str = "files";
 
     fn input(message: ToBox) -> Option<FileInput> {
         let input = match message {
@@ -79,7 +111,7 @@ impl Relayed for Files {
         let is_last = matches!(output, Output::Done(()) | Output::Failed(_));
         let output = match output {
             Output::Data(bytes) => {
-                check_chunk(&bytes)?;
+                check_chunk(Self::KIND, &bytes)?;
                 Output::Data(bytes)
             }
             Output::Entries(entries) if entries.entries.len() > MAX_ENTRIES => {
@@ -91,6 +123,13 @@ impl Relayed for Files {
             Output::Failed(failure) => Output::Failed(checked(failure)),
             other => other,
         };
+        if is_last {
+            let error = match &output {
+                Output::Failed(failure) => box_code(&failure.code),
+                _ => None,
+            };
+            metrics::file_operation(self.operation, error, self.began.elapsed());
+        }
         let message = FromBox::File(FileOutput {
             output: Some(output),
         });
@@ -129,7 +168,7 @@ mod tests {
     use super::*;
 
     fn output(output: file_output::Output) -> Result<Message, BoxError> {
-        Files.output(FileOutput {
+        Files::new(&FileRequest::default()).output(FileOutput {
             output: Some(output),
         })
     }
@@ -176,7 +215,9 @@ mod tests {
             let error = output(hostile).unwrap_err();
             assert!(matches!(error, BoxError::Invalid(_)), "{error}");
         }
-        Files.output(FileOutput { output: None }).unwrap_err();
+        Files::new(&FileRequest::default())
+            .output(FileOutput { output: None })
+            .unwrap_err();
     }
 
     #[test]

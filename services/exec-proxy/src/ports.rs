@@ -44,6 +44,8 @@ struct Connection;
 impl Relayed for Connection {
     type Method = call::Connect;
 
+    const KIND: &'static str = "port";
+
     fn input(message: ToBox) -> Option<PortInput> {
         let input = match message {
             ToBox::Data(bytes) => port_input::Input::Data(bytes),
@@ -57,7 +59,7 @@ impl Relayed for Connection {
         use port_output::Output;
         let is_last = match &output.output {
             Some(Output::Data(bytes)) => {
-                check_chunk(bytes)?;
+                check_chunk(Self::KIND, bytes)?;
                 false
             }
             Some(Output::Connected(())) => false,

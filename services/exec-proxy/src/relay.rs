@@ -21,6 +21,9 @@ use crate::outcome::{Outcome, stopping_error};
 pub trait Relayed: Send {
     type Method: Method;
 
+    /// The kind of the session, a label of the metrics.
+    const KIND: &'static str;
+
     /// The input for a message from the gateway; `None` when it has no meaning in this call.
     fn input(message: ToBox) -> Option<<Self::Method as Method>::Input>;
 
@@ -174,7 +177,7 @@ async fn forward_inputs<K: Relayed>(
             let message = match message {
                 ToBox::Data(mut bytes) => {
                     let chunk = bytes.split_to(bytes.len().min(MAX_CHUNK));
-                    metrics::bytes_in(chunk.len());
+                    metrics::bytes_in(K::KIND, chunk.len());
                     rest = (!bytes.is_empty()).then_some(ToBox::Data(bytes));
                     ToBox::Data(chunk)
                 }
@@ -218,14 +221,14 @@ async fn forward_outputs<K: Relayed>(
     }
 }
 
-/// Checks a piece of content or output, and counts it.
+/// Checks a piece of content or output, and counts it; `kind` is that of the session.
 ///
 /// # Errors
 /// [`BoxError::Invalid`] above [`MAX_CHUNK`].
-pub fn check_chunk(bytes: &[u8]) -> Result<(), BoxError> {
+pub fn check_chunk(kind: &'static str, bytes: &[u8]) -> Result<(), BoxError> {
     if bytes.len() > MAX_CHUNK {
         return Err(BoxError::Invalid("a chunk that is too long"));
     }
-    metrics::bytes_out(bytes.len());
+    metrics::bytes_out(kind, bytes.len());
     Ok(())
 }

@@ -9,7 +9,7 @@
 //!   that last longer than the grace end with an error. No session is dropped silently.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agentbox_bus::{Bus, BusError, Incoming};
 use agentbox_contracts::ErrorChain;
@@ -155,12 +155,14 @@ async fn serve_one(
         return;
     }
     let _open = OpenSession::new(kind);
+    let begun = Instant::now();
     let span =
         tracing::info_span!("session", otel.name = kind, kind, environment.id = %open.environment);
     let outcome = dispatch(incoming, open, &cluster, &archive, stopping)
         .instrument(span)
         .await;
     drop(owned);
+    metrics::session_ended(kind, outcome, begun.elapsed());
     match outcome {
         Outcome::Finished => tracing::debug!(kind, "session finished"),
         Outcome::PeerGone => tracing::info!(kind, "the gateway closed the session"),

@@ -75,6 +75,11 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
     )
     .await?;
     agentbox_database::migrate::<migrations::Migrator>(&pool, SERVICE).await?;
+    let connections = agentbox_database::report_connections(pool.clone(), context.shutdown.clone());
+    context.tasks.spawn("database-connections", async move {
+        connections.await;
+        Ok(())
+    });
     let store = Store::new(pool, secret);
     let sealed = store.seal_stored_variables().await?;
     if sealed > 0 {
@@ -254,7 +259,9 @@ impl AppState {
         let idle = leases.run_while_held("idle", &self.shutdown, |held| {
             sweeper::run_idle(&self.environments, &self.bus, held)
         });
-        tokio::join!(expiry, idle, purge);
+        let statistics =
+            sweeper::run_statistics(&self.store, &self.clusters, self.shutdown.clone());
+        tokio::join!(expiry, idle, purge, statistics);
     }
 
     /// Reports whether a cluster is reachable. One is enough.

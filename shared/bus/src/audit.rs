@@ -24,11 +24,12 @@ use async_nats::jetstream::{AckKind, Message};
 use chrono::{DateTime, Utc};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 use crate::client::Client;
 use crate::error::BusError;
 use crate::replies::Replies;
-use crate::{dead_letter, metrics};
+use crate::{dead_letter, lag, metrics};
 
 const RECORDING: &str = "recording an audit entry";
 const READING: &str = "reading audit entries";
@@ -170,6 +171,11 @@ impl AuditQueue {
         }
         Ok(queued)
     }
+}
+
+/// Measures how many entries wait for the trail, until `shutdown`.
+pub(crate) async fn measure_lag(client: Client, shutdown: CancellationToken) {
+    lag::measure(client, AUDIT_STREAM, CONSUMER.to_owned(), shutdown).await;
 }
 
 impl QueuedEntry {

@@ -1,7 +1,7 @@
 //! The handle that services hold: it owns the connections and gives access to the parts.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::audit::{AuditEntry, AuditHead};
@@ -13,6 +13,7 @@ use agentbox_contracts::subjects;
 use async_nats::jetstream;
 use serde::Serialize;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::audit::{self, AuditQueue};
 use crate::client::{BusConfig, Client, Reports};
@@ -23,7 +24,7 @@ use crate::routes::{RouteMirror, Routes};
 use crate::rpc::{self, Server};
 use crate::session::{Acceptor, Hub, Session};
 use crate::work::{self, WorkQueue};
-use crate::{counter, metrics, streams};
+use crate::{counter, metrics, streams, trace};
 
 /// How long [`Bus::close`] may take.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(3);
@@ -194,6 +195,17 @@ impl Bus {
     }
 }
 
+/// Measures how long JetStream takes to store a message for `destination`.
+async fn measured<T>(
+    destination: String,
+    storing: impl Future<Output = Result<T, BusError>>,
+) -> Result<T, BusError> {
+    let begun = Instant::now();
+    let stored = storing.await;
+    metrics::message_sent(destination, stored.as_ref().err(), begun.elapsed());
+    stored
+}
+
 /// Commands, events, routes and counters: JetStream.
 impl Bus {
     /// Creates or updates all streams, buckets and stores, any number of times. Only the
@@ -232,7 +244,9 @@ impl Bus {
         message_id: &str,
         expires_in: Duration,
     ) -> Result<(), BusError> {
-        work::send(&self.inner.client, subject, body, message_id, expires_in).await
+        let destination = trace::template(&subject);
+        let sent = work::send(&self.inner.client, subject, body, message_id, expires_in);
+        measured(destination, sent).await
     }
 
     /// Opens the durable consumer `consumer` of the commands that match `filter`. A handler
@@ -271,7 +285,9 @@ impl Bus {
         event: &EnvironmentEvent,
         message_id: &str,
     ) -> Result<u64, BusError> {
-        events::publish(&self.inner.client, event, message_id).await
+        let subject = subjects::event(&event.owner, &event.environment_id, event.kind);
+        let published = events::publish(&self.inner.client, event, message_id);
+        measured(trace::template(&subject), published).await
     }
 
     /// Reads the events whose subject matches `filter`, from `from_sequence` on; 0 is the
@@ -305,7 +321,11 @@ impl Bus {
     /// # Errors
     /// When JetStream has not acknowledged it.
     pub async fn put_route(&self, id: &EnvironmentId, route: &Route) -> Result<(), BusError> {
-        self.inner.routes.put(id, route).await
+        measured(
+            subjects::ROUTES_BUCKET.to_owned(),
+            self.inner.routes.put(id, route),
+        )
+        .await
     }
 
     /// Deletes the route of an environment.
@@ -313,7 +333,11 @@ impl Bus {
     /// # Errors
     /// When JetStream has not acknowledged it.
     pub async fn delete_route(&self, id: &EnvironmentId) -> Result<(), BusError> {
-        self.inner.routes.delete(id).await
+        measured(
+            subjects::ROUTES_BUCKET.to_owned(),
+            self.inner.routes.delete(id),
+        )
+        .await
     }
 
     /// A mirror of all routes. [`RouteMirror::run`] keeps it up to date.
@@ -354,13 +378,20 @@ impl Bus {
         if !self.is_connected() {
             return Err(BusError::Disconnected);
         }
-        audit::publish(&self.inner.replies, entry, deadline).await
+        let destination = subjects::audit(entry.action);
+        let published = audit::publish(&self.inner.replies, entry, deadline);
+        measured(destination, published).await
     }
 
     /// The entries that other services have stored and the trail does not have yet.
     #[must_use]
     pub fn audit_queue(&self) -> AuditQueue {
         AuditQueue::new(self.inner.client.clone())
+    }
+
+    /// Measures how many entries wait for the trail, until `shutdown`.
+    pub async fn measure_audit_lag(&self, shutdown: CancellationToken) {
+        audit::measure_lag(self.inner.client.clone(), shutdown).await;
     }
 
     /// Publishes the end of the trail's chain.

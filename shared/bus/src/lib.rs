@@ -6,6 +6,7 @@
 //! * [`dead_letter`]: messages that no replica can process.
 //! * [`events`], [`routes`], [`counter`]: environment events, the route table, the rate-limit
 //!   counters.
+//! * [`lag`]: how many messages wait for a consumer.
 //! * [`audit`], [`origin`]: entries of the audit trail, and the API request that caused them.
 //!
 //! [`bus`] is the handle above these parts. [`client`] is the connection below them.
@@ -23,6 +24,7 @@ mod counter;
 mod dead_letter;
 mod error;
 mod events;
+mod lag;
 mod message;
 mod metrics;
 mod origin;

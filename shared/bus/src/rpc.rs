@@ -14,7 +14,7 @@ mod endpoint;
 mod in_flight;
 mod server;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
@@ -28,7 +28,7 @@ pub use server::{Listening, Server};
 
 use crate::message::{encode, set_deadline};
 use crate::replies::{Replies, RequestError};
-use crate::{origin, trace};
+use crate::{metrics, origin, trace};
 
 /// Sends a request and waits for its reply, for at most `deadline`.
 pub(crate) async fn call<Q: Serialize, P: DeserializeOwned>(
@@ -38,9 +38,13 @@ pub(crate) async fn call<Q: Serialize, P: DeserializeOwned>(
     deadline: Duration,
 ) -> Result<P, Error> {
     let span = trace::request_span(&subject);
+    let method = trace::method(&subject);
+    let begun = Instant::now();
     let outcome = exchange(replies, &span, subject, request, deadline)
         .instrument(span.clone())
         .await;
+    let status = outcome.as_ref().map_or_else(|e| e.code.as_str(), |_| "ok");
+    metrics::rpc_called(method, status, begun.elapsed());
     if outcome
         .as_ref()
         .is_err_and(|error| error.code.status() >= 500)

@@ -100,7 +100,8 @@ pub(crate) fn method(subject: &str) -> String {
     }
 }
 
-fn template(subject: &str) -> String {
+/// The template of a subject: a label with few values.
+pub(crate) fn template(subject: &str) -> String {
     Subject::parse(subject).map_or_else(|| "other".to_owned(), |subject| subject.template())
 }
 

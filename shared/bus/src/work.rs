@@ -34,7 +34,7 @@ use delivery::Delivery;
 use crate::client::Client;
 use crate::error::BusError;
 use crate::message::set_expiry;
-use crate::trace;
+use crate::{lag, trace};
 
 /// How long handlers in flight may take to complete when the service stops.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -168,6 +168,12 @@ impl WorkQueue {
             tracker: TaskTracker::new(),
             aborted: CancellationToken::new(),
         };
+        in_flight.tracker.spawn(lag::measure(
+            self.client.clone(),
+            COMMANDS_STREAM,
+            self.config.durable_name.clone().unwrap_or_default(),
+            shutdown.clone(),
+        ));
         while !shutdown.is_cancelled() {
             let Err(error) = self.pull(&handler, &in_flight, &shutdown).await else {
                 continue;

@@ -4,6 +4,8 @@ use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
 use sea_orm::{DbErr, RuntimeErr, SqlErr};
 
+use crate::metrics;
+
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
     #[error("cannot connect to Postgres for schema `{schema}`")]
@@ -56,12 +58,14 @@ fn is_transient(error: &DbErr) -> bool {
 #[must_use]
 pub fn public_error(error: &DbErr) -> Error {
     if is_transient(error) {
+        metrics::failed("unavailable");
         tracing::warn!(error = %ErrorChain(&error), "database not available");
         Error::new(
             ErrorCode::Unavailable,
             "the database cannot be reached; try again",
         )
     } else {
+        metrics::failed("internal");
         tracing::error!(error = %ErrorChain(&error), "database statement failed");
         Error::internal()
     }

@@ -5,6 +5,7 @@
 mod connect;
 mod error;
 pub mod lease;
+mod metrics;
 mod migrate;
 pub mod secret;
 pub mod sql;
@@ -15,6 +16,7 @@ mod transaction;
 pub use connect::connect;
 pub use error::{DatabaseError, public_error, violated_unique_constraint};
 pub use lease::Leases;
+pub use metrics::report_connections;
 pub use migrate::migrate;
 pub use text::Text;
 #[doc(hidden)]

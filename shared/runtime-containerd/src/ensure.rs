@@ -23,6 +23,7 @@ use std::time::Duration;
 use agentbox_box_protocol::variables::DEFAULT_PORT;
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
+use agentbox_runtime::metrics::{Stage, stage_completed};
 use agentbox_runtime::{
     BoxPhase, BoxSpec, FailureReason, Observed, RuntimeError, image_reference, start_failure,
 };
@@ -225,9 +226,12 @@ impl Context {
                 None => Ok(()),
             }
         };
+        let begun = Instant::now();
         let run_sandbox = self.run_sandbox(spec, sandbox_config.clone());
         let (sandbox, ()) = tokio::try_join!(run_sandbox, make_disk)?;
         let (mut network, inside, seccomp) = self.read_sandbox(&sandbox).await?;
+        stage_completed(Stage::Sandbox, begun.elapsed());
+        let begun = Instant::now();
         network.owner = Some(spec.owner.clone());
         state.network = Some(network.clone());
         state.policy = Some(policy.clone());
@@ -276,7 +280,9 @@ impl Context {
             self.states.save(lock, id, state).await?;
         }
         self.wait_until_ready(id, &container, &network, lock, state)
-            .await
+            .await?;
+        stage_completed(Stage::Started, begun.elapsed());
+        Ok(())
     }
 
     /// The reason that the box can never run with this image.

@@ -26,7 +26,7 @@ use crate::observe::Snapshot;
 use crate::phase::{self, is_rejected_by_node};
 use crate::pod_watch::{Changes, wait_for_change};
 use crate::rejection::{self, Rejection};
-use crate::{objects, pod, pull_secret};
+use crate::{objects, pod, pull_secret, stages};
 
 /// Attempts to claim the namespace. Each failure is another replica's progress.
 const ATTEMPTS: u32 = 20;
@@ -281,6 +281,9 @@ impl Context {
                 } => match self.probe(spec, address).await {
                     Ok(()) => {
                         self.record(id, &StateChange::Started(started_at)).await?;
+                        if let Some(pod) = &pod {
+                            stages::record(pod, Utc::now());
+                        }
                         return Ok(observed);
                     }
                     Err(error) if is_late => {

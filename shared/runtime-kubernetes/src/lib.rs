@@ -21,6 +21,7 @@
 //! * [`box_state`], [`phase`], [`blocked`] and [`rejection`] decide.
 //! * [`objects`], [`pod`], [`pull_secret`] and [`policy`] render.
 //! * [`observe`], [`ensure`], [`policy_change`], [`ending`], [`watch`] and [`repair`] act.
+//! * [`stages`] measures.
 //! * [`driver`] implements the traits.
 //!
 //! `docs/drivers.md` lists the differences from the driver for one machine.
@@ -51,6 +52,7 @@ mod pull_secret;
 mod reach;
 mod rejection;
 mod repair;
+mod stages;
 mod timestamps;
 mod usage;
 mod usage_cache;

@@ -9,8 +9,8 @@
 //!
 //! Owns what every driver shares: the specification of a box, its parsed network policy with the
 //! address ranges, the rules that hold on every cluster, the bounds of a box on what it shares with
-//! others, the pauses between retries, and the texts of failed image pulls and starts. Never uses a
-//! cluster's API.
+//! others, the pauses between retries, the texts of failed image pulls and starts, and the metric of
+//! the stages of a create. Never uses a cluster's API.
 
 pub mod address_ranges;
 pub mod bounds;
@@ -21,6 +21,7 @@ pub mod defaults;
 mod error;
 pub mod image_pull;
 pub mod image_reference;
+pub mod metrics;
 mod network_policy;
 mod observed;
 pub mod preflight;

@@ -14,6 +14,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics;
 use crate::readiness::Readiness;
 
 /// How long connections may stay open after the listener has stopped.
@@ -65,12 +66,11 @@ impl Admin {
 }
 
 async fn render_metrics(State(state): State<AdminState>) -> Response {
+    metrics::measure_process();
     state.metrics.run_upkeep();
-    (
-        [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
-        state.metrics.render(),
-    )
-        .into_response()
+    let mut text = state.metrics.render();
+    text.push_str(&agentbox_metrics::render_gauge_sets());
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 
 async fn ready(State(state): State<AdminState>) -> Response {

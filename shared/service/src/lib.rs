@@ -14,6 +14,7 @@ mod admin;
 mod config;
 pub mod configuration;
 mod log_format;
+mod metrics;
 mod panics;
 mod readiness;
 mod tasks;

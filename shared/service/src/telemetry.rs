@@ -5,10 +5,12 @@
 //! * [`environment`]: reads the variables.
 //! * [`export`]: the queue to the collector.
 //! * [`relayed`]: spans exported on behalf of a program without a collector.
+//! * [`statements`]: the durations of statements to Postgres, from their spans.
 
 mod environment;
 mod export;
 mod relayed;
+mod statements;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,16 +32,18 @@ use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::CommonConfig;
 use crate::log_format::JsonLines;
+use crate::metrics;
 use environment::{Environment, Protocol};
 use export::Queue;
 pub use relayed::RelayedSpans;
+use statements::{StatementDurations, only_statements};
 
 /// How long the export of the last spans may take.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(3);
 
 /// In seconds: from a round trip on the bus to a slow image pull.
-const LATENCY_BUCKETS: [f64; 14] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0,
+const LATENCY_BUCKETS: [f64; 15] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0,
 ];
 
 /// The spans that are recorded. Those of libraries are not: they may contain user data.
@@ -133,22 +137,21 @@ pub(crate) fn start(
                 .with_writer(std::io::stderr)
                 .with_filter(filter),
         )
+        .with(StatementDurations.with_filter(only_statements()))
         .try_init()
         .context("cannot set up logging")?;
     crate::panics::install_hook();
 
-    let metrics = PrometheusBuilder::new()
+    let recorder = PrometheusBuilder::new()
         .set_buckets(&LATENCY_BUCKETS)
         .context("cannot set the histogram buckets")?
         .install_recorder()
         .context("cannot set up metrics")?;
-    export::describe();
-    metrics::gauge!("agentbox_build_info", "service" => service, "version" => env!("CARGO_PKG_VERSION"))
-        .set(1.0);
+    metrics::describe(service);
     Ok(Telemetry {
         tracer,
         exports,
-        metrics,
+        metrics: recorder,
     })
 }
 

@@ -201,7 +201,7 @@ async fn pulls_reach_no_address_that_a_registry_names_and_images_are_counted() {
     })
     .await;
     for name in [
-        "agentbox_image_bytes_removed_total",
+        "agentbox_image_removed_bytes_total",
         "agentbox_image_filesystem_bytes{state=\"used\"}",
         "agentbox_image_filesystem_bytes{state=\"available\"}",
     ] {

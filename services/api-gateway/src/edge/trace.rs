@@ -75,6 +75,7 @@ pub(crate) async fn trace(
 ) -> Response {
     let begun = Instant::now();
     let method = method_label(request.method().as_str());
+    let _active = metrics::ActiveRequest::begin(method);
     let route = request
         .extensions()
         .get::<MatchedPath>()

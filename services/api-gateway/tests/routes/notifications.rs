@@ -40,7 +40,7 @@ async fn scheduler_reads(system: &System) -> u64 {
     let metrics = reqwest::get(format!("{admin}/metrics")).await.unwrap();
     let text = metrics.text().await.unwrap();
     let is_read = |line: &&str| {
-        line.starts_with("agentbox_rpc_duration_seconds_count{")
+        line.starts_with("agentbox_rpc_server_call_duration_seconds_count{")
             && (line.contains("\"scheduler.get\"") || line.contains("\"scheduler.resolve\""))
     };
     let count = |line: &str| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap();

@@ -289,7 +289,7 @@ async fn send_output(
                         send(session, Output::Gap(gap)).await?;
                     }
                     if let Some(piece) = piece {
-                        metrics::bytes_out(piece.data.len());
+                        metrics::bytes_out("executions", piece.data.len());
                         send(session, Output::Output(piece)).await?;
                     }
                 }

@@ -238,7 +238,7 @@ impl Run {
             )));
         }
         self.received += bytes.len() as u64;
-        metrics::bytes_out(bytes.len());
+        metrics::bytes_out("exec", bytes.len());
         Ok(Some(Output::Data(stream, bytes)))
     }
 

@@ -70,7 +70,7 @@ async fn send(inputs: &Inputs, mut bytes: Bytes) -> Result<(), InputClosed> {
         let count = chunk.len();
         let sent = inputs.send(input(run_input::Input::Stdin(chunk))).await;
         sent.map_err(|_| InputClosed)?;
-        metrics::bytes_in(count);
+        metrics::bytes_in("exec", count);
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use agentbox_contracts::executions::{
 };
 
 use crate::boxes::BoxError;
+use crate::executions::KIND;
 use crate::relay::{Message, check_chunk};
 
 /// The limit for the records of one list.
@@ -84,6 +85,22 @@ impl Progress {
         }
     }
 
+    /// The name of the operation, a label of the metrics.
+    #[must_use]
+    pub const fn operation(&self) -> &'static str {
+        match &self.operation {
+            Some(Operation::Start(_)) => "start",
+            Some(Operation::List(())) => "list",
+            Some(Operation::Get(_)) => "get",
+            Some(Operation::Output(_)) => "output",
+            Some(Operation::Stdin(_)) => "stdin",
+            Some(Operation::Control(_)) => "control",
+            Some(Operation::Delete(_)) => "delete",
+            Some(Operation::Attach(_)) => "attach",
+            None => "unknown",
+        }
+    }
+
     /// The number of outputs that were sent.
     #[must_use]
     pub const fn sent(&self) -> u64 {
@@ -147,7 +164,7 @@ impl Progress {
             Output::Execution(_) if !is_list => Ok(Message::Last(message(output))),
             Output::Executions(list) if is_list => self.take_list(list),
             Output::Output(piece) if is_read || is_attached => {
-                check_chunk(&piece.data)?;
+                check_chunk(KIND, &piece.data)?;
                 if is_read {
                     self.take_piece(&piece)?;
                 }

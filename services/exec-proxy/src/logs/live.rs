@@ -143,7 +143,8 @@ async fn send_batch(
     entries: Vec<LogEntry>,
 ) -> Result<(), Stop> {
     let last = entries.last().map_or(0, |entry| entry.sequence);
-    metrics::bytes_out(entries.iter().map(|entry| entry.line.len()).sum());
+    let bytes: usize = entries.iter().map(|entry| entry.line.len()).sum();
+    metrics::bytes_out("logs", bytes);
     send(session, FromBox::Logs(entries)).await?;
     cursor.advance_to(last);
     Ok(())

@@ -14,6 +14,7 @@ use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::Status;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::{BoxPhase, Observed, Runtime, RuntimeError};
+use chrono::Utc;
 use futures::{Stream, StreamExt as _};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -206,6 +207,7 @@ async fn compare_once(
         }
     }
     *suspects = orphans;
+    metrics::compared(&cluster.name, Utc::now());
     reconcile_all(reconciler, futures::stream::iter(reconcile), "compare").await;
     Ok(())
 }

@@ -19,6 +19,7 @@ mod list;
 mod messages;
 mod outbox;
 mod queue;
+mod statistics;
 mod sweep;
 mod unreadable;
 mod variables;
@@ -46,6 +47,7 @@ pub use create::Reservation;
 pub use list::Listing;
 pub use outbox::{ClaimAction, LEASE as OUTBOX_LEASE, OutboxBatch, OutboxMessage, OutboxRow};
 pub use queue::{Claim, ClaimRenewal};
+pub use statistics::{Backlog, OwnerUse, Statistics, StatusCount};
 pub use sweep::ActiveEnvironment;
 use unreadable::{UnreadableRows, environment_id};
 

@@ -1,5 +1,6 @@
 //! Periodic work that one replica does for all: ending expired and idle environments, and purging
 //! rows past their retention. When that replica is killed, another takes over once its lease expires.
+//! Every replica counts rows for the metrics.
 //!
 //! * I1. An environment ends as idle only after its box was asked, because reports of activity may
 //!   have been lost. Without an answer it stays.
@@ -16,6 +17,7 @@ use agentbox_contracts::ids::EnvironmentId;
 use futures::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster::registry::Clusters;
 use crate::environment::handlers::Environments;
 use crate::environment::state::EndReason;
 use crate::environment::store::Store;
@@ -30,6 +32,7 @@ const IDLE_BATCH: u32 = 4096;
 /// Boxes that are asked at a time.
 const IDLE_CHECKS: usize = 32;
 const ACTIVITY_DEADLINE: Duration = Duration::from_secs(3);
+const STATISTICS_INTERVAL: Duration = Duration::from_secs(10);
 const PURGE_INTERVAL: Duration = Duration::from_secs(60);
 /// The pause after a batch: another may follow.
 const PURGE_AGAIN: Duration = Duration::from_secs(1);
@@ -119,6 +122,25 @@ pub async fn end_if_idle(
         environments.end(record, EndReason::Idle, false).await?;
     }
     Ok(())
+}
+
+/// Reports counts of rows, and the capacity of the clusters, until `shutdown`. Every replica does so.
+pub async fn run_statistics(store: &Store, clusters: &Clusters, shutdown: CancellationToken) {
+    while !shutdown.is_cancelled() {
+        for cluster in clusters.iter() {
+            metrics::cluster(&cluster.name, cluster.capacity.current().as_ref());
+        }
+        match store.statistics().await {
+            Ok(statistics) => {
+                let names = clusters.iter().map(|cluster| cluster.name.as_str());
+                metrics::statistics(&statistics, names);
+            }
+            Err(error) => {
+                tracing::warn!(error = %ErrorChain(&error), "rows not counted for the metrics");
+            }
+        }
+        pause(STATISTICS_INTERVAL, &shutdown).await;
+    }
 }
 
 /// Purges rows past their retention until `held` is cancelled; `retention` is for ended

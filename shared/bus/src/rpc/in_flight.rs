@@ -51,7 +51,7 @@ impl InFlight {
     /// service that may not send it, or its reply would be a message that its sender may not send.
     pub(super) fn start(&self, message: Message) {
         if !message.reply.as_deref().is_some_and(is_inbox) {
-            metrics::rpc_ignored();
+            metrics::rpc_refused("reply_subject");
             tracing::warn!(
                 subject = %message.subject,
                 reply = message.reply.as_deref().unwrap_or_default(),
@@ -69,7 +69,7 @@ impl InFlight {
             return;
         }
         let Ok(slot) = self.slots.clone().try_acquire_owned() else {
-            metrics::rpc_refused();
+            metrics::rpc_refused("limit");
             let busy = unavailable("too many requests at once; try again");
             self.tracker
                 .spawn(async move { served.reply(&message, Err(busy)).await });
@@ -117,7 +117,7 @@ impl Served {
             return;
         };
         if is_past_deadline(message.headers.as_ref()) {
-            metrics::rpc_expired();
+            metrics::rpc_refused("deadline");
             return;
         }
         let method = trace::method(message.subject.as_str());
@@ -146,7 +146,7 @@ impl Served {
         let took = started_at.elapsed();
         endpoint.record(took, fault);
         let code = outcome.as_ref().map_or_else(|e| e.code.as_str(), |_| "ok");
-        metrics::rpc_answered(method, code, took);
+        metrics::rpc_served(method, code, took);
         self.reply(message, outcome).instrument(span).await;
     }
 

@@ -79,6 +79,8 @@ pub(super) struct Actor {
     sent_at: Option<Instant>,
     progress_at: Instant,
     window: Window,
+    /// Since when the window is full.
+    full_since: Option<Instant>,
     /// The sequence of the last message that has arrived.
     received: u64,
     received_fin: bool,
@@ -129,6 +131,7 @@ impl Actor {
             sent_at: None,
             progress_at: now,
             window: Window::new(),
+            full_since: None,
             received: 0,
             received_fin: false,
             consumed: 0,
@@ -256,6 +259,7 @@ impl Actor {
     }
 
     async fn send(&mut self, outgoing: Outgoing) -> Next {
+        metrics::session_sent(outgoing.body.len());
         let frame = Frame {
             sequence: self.window.next_sequence(),
             ack: self.consumed,
@@ -269,6 +273,9 @@ impl Actor {
         if self.window.push(frame.clone(), outgoing.fin) {
             // Nothing was in flight: the retransmission timer starts now.
             self.progress_at = Instant::now();
+        }
+        if !self.window.has_room() {
+            self.full_since = Some(Instant::now());
         }
         if self.publish_encoded(frame).await {
             self.record_acknowledged();
@@ -305,6 +312,7 @@ impl Actor {
             AckOutcome::Progress => self.progress_at = self.received_at,
             AckOutcome::Unchanged => {}
         }
+        self.measure_wait();
         match frame.kind {
             Kind::Data { body, fin } => self.deliver(frame.sequence, body, fin).await,
             Kind::Accept | Kind::Ack | Kind::Ping => Next::Continue,
@@ -315,6 +323,18 @@ impl Actor {
         }
     }
 
+    /// Records how long the window was full, if a message has waited for it.
+    fn measure_wait(&mut self) {
+        if !self.window.has_room() {
+            return;
+        }
+        if let Some(since) = self.full_since.take()
+            && !(self.channels.to_send.is_empty() && self.request.is_empty())
+        {
+            metrics::session_waited(since.elapsed());
+        }
+    }
+
     async fn deliver(&mut self, sequence: u64, body: Bytes, fin: bool) -> Next {
         if sequence != self.received + 1 {
             // A repeated message: the next tick acknowledges all repeats at once. Or a message
@@ -322,6 +342,7 @@ impl Actor {
             self.must_acknowledge |= sequence <= self.received;
             return Next::Continue;
         }
+        metrics::session_received(body.len());
         self.received = sequence;
         self.received_fin = fin;
         match self.channels.deliver.try_send(Ok(Delivered { body, fin })) {

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agentbox_contracts::ErrorChain;
 use async_nats::jetstream::{AckKind, Message};
@@ -45,6 +45,7 @@ impl Delivery {
             self.dead_letter("no attempt completed").await;
             return;
         }
+        let begun = Instant::now();
         let span = trace::process_span(message.subject.as_str(), message.headers.as_ref());
         let command = Command {
             subject: message.subject.to_string(),
@@ -65,6 +66,13 @@ impl Delivery {
                 _ = progress.tick() => self.acknowledge(AckKind::Progress).await,
             }
         };
+        let error = match &outcome {
+            Ok(()) => "",
+            Err(_) if attempt >= self.max_deliver => "dead_letter",
+            Err(_) => "retry",
+        };
+        let destination = trace::template(message.subject.as_str());
+        metrics::command_processed(destination, error, begun.elapsed());
         match outcome {
             Ok(()) => self.acknowledge(AckKind::Ack).await,
             Err(retry) if attempt >= self.max_deliver => {

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use agentbox_contracts::ErrorChain;
 use agentbox_runtime::image_pull::public_cause;
+use agentbox_runtime::metrics::{Stage, stage_completed};
 use agentbox_runtime::{BoxSpec, FailureReason, IMAGE_PULL, RuntimeError, image_reference};
 
 use crate::box_state::Failure;
@@ -42,6 +43,7 @@ impl Context {
         let private = self.image_access.record_pull(spec).map_err(not_recorded)?;
         let name = image_reference::complete(image);
         let credential = spec.image_credential.as_ref();
+        let begun = Instant::now();
         let pulled = tokio::select! {
             pulled = self.cri.pull_image(&name, credential, deadline) => pulled,
             () = self.wait_until_full() => {
@@ -54,6 +56,7 @@ impl Context {
             }
         };
         let Err(error) = pulled else {
+            stage_completed(Stage::Pulled, begun.elapsed());
             // Again: after a long pull the collection may have removed the record.
             self.pulled_images
                 .record(&name, SystemTime::now())

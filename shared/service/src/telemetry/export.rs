@@ -17,16 +17,7 @@ use opentelemetry_sdk::trace::{
     BatchConfigBuilder, BatchSpanProcessor, Span, SpanData, SpanExporter, SpanProcessor,
 };
 
-const EXPORTED: &str = "agentbox_spans_exported_total";
-const DROPPED: &str = "agentbox_spans_dropped_total";
-
-pub(super) fn describe() {
-    metrics::describe_counter!(EXPORTED, "Spans that the collector accepted");
-    metrics::describe_counter!(
-        DROPPED,
-        "Spans that were lost, by reason: the `queue` was full, or the `collector` failed"
-    );
-}
+use crate::metrics;
 
 /// Batches spans for one exporter, in a thread of its own.
 #[derive(Debug)]
@@ -75,7 +66,7 @@ impl SpanProcessor for Queue {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, has_room)
             .is_err()
         {
-            metrics::counter!(DROPPED, "reason" => "queue").increment(1);
+            metrics::spans_dropped("queue", 1);
             return;
         }
         self.batches.on_end(span);
@@ -110,13 +101,13 @@ impl<E: SpanExporter> SpanExporter for ReportingExporter<E> {
         let was_failing = self.failing.swap(outcome.is_err(), Ordering::Relaxed);
         match outcome {
             Ok(()) => {
-                metrics::counter!(EXPORTED).increment(count as u64);
+                metrics::spans_exported(count);
                 if was_failing {
                     tracing::info!("trace collector accepted spans again");
                 }
             }
             Err(error) => {
-                metrics::counter!(DROPPED, "reason" => "collector").increment(count as u64);
+                metrics::spans_dropped("collector", count);
                 if !was_failing {
                     tracing::warn!(error = %ErrorChain(&error), "trace collector failed; spans are dropped until it works again");
                 }

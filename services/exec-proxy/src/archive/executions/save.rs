@@ -19,6 +19,7 @@ use crate::archive::executions::record::{self, Ending};
 use crate::archive::executions::saved;
 use crate::archive::{Archive, ArchiveError};
 use crate::clusters::Cluster;
+use crate::executions::counted;
 use crate::metrics;
 
 /// The deadline of a request before the stop: shorter than the caller waits. A later one could replace
@@ -80,6 +81,11 @@ async fn add(
         .put_executions(id, &executions)
         .await
         .map_err(not_stored)?;
+    if !request.before_stop {
+        for execution in &executions.records {
+            counted::environment_ended(id, &execution.id, execution.status());
+        }
+    }
     tracing::info!(environment.id = %id, executions = executions.records.len(), "executions archived");
     Ok(())
 }

@@ -57,6 +57,9 @@ impl Environments {
         let created = inner.store.create(&creation).await?;
         inner.outbox.wake(&created.environment.id);
         metrics::transitioned(Status::Pending, None);
+        if created.capacity_reserved {
+            metrics::admitted(created.environment.created_at, Utc::now());
+        }
         tracing::info!(
             environment.id = %created.environment.id,
             cluster = created.environment.cluster,

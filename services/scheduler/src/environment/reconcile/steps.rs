@@ -61,7 +61,7 @@ pub(in crate::environment) async fn call_runtime<'a, T>(
     );
     let begun = Instant::now();
     let outcome = call(runtime.as_ref()).instrument(span).await;
-    metrics::runtime_called(&cluster.name, name, begun.elapsed());
+    metrics::runtime_called(&cluster.name, name, outcome.is_ok(), begun.elapsed());
     outcome
 }
 
@@ -165,6 +165,7 @@ impl Reconciler {
         let allocatable = allocatable(&capacity, cluster.overcommit);
         match self.store.reserve_capacity(&record, allocatable).await? {
             Reservation::Reserved => {
+                metrics::admitted(record.environment.created_at, Utc::now());
                 let mut record = record;
                 record.capacity_reserved = true;
                 record.environment.status_message = None;
@@ -310,7 +311,11 @@ impl Reconciler {
         let environment = &after.environment;
         metrics::transitioned(environment.status, environment.status_reason);
         if environment.status == Status::Running {
-            metrics::started((now - environment.created_at).to_std().unwrap_or_default());
+            let begun = match &observation {
+                Observation::Present(observed) => Some(observed.created_at),
+                Observation::Unknown | Observation::Absent => None,
+            };
+            metrics::started(environment.created_at, begun, now);
         }
         tracing::info!(
             environment.id = %environment.id,
