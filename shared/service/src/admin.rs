@@ -67,6 +67,7 @@ impl Admin {
 
 async fn render_metrics(State(state): State<AdminState>) -> Response {
     metrics::measure_process();
+    metrics::unready(state.readiness.reasons().into_keys());
     state.metrics.run_upkeep();
     let mut text = state.metrics.render();
     text.push_str(&agentbox_metrics::render_gauge_sets());

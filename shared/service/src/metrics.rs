@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use agentbox_metrics::{Counter, Gauge, Histogram, Label, NO_LABELS, Unit};
+use agentbox_metrics::{Counter, Gauge, GaugeSet, Histogram, Label, NO_LABELS, Unit};
 
 agentbox_metrics::metrics! {
     static BUILD_INFO: Gauge<2> = Gauge::new(
@@ -54,6 +54,12 @@ agentbox_metrics::metrics! {
         [],
         "Open file descriptors of the process",
     );
+    static UNREADY: GaugeSet<1> = GaugeSet::new(
+        "agentbox_unready",
+        Unit::Count,
+        [Label::bounded("component", "a component of `/health/ready`")],
+        "1 for each component that is not ready; no series while all are",
+    );
 }
 
 pub(crate) fn describe(service: &'static str) {
@@ -72,6 +78,11 @@ pub(crate) fn spans_dropped(reason: &'static str, count: usize) {
 
 pub(crate) fn statement_ended(operation: String, table: String, took: Duration) {
     STATEMENT_DURATION.record(took.as_secs_f64(), [operation, table]);
+}
+
+/// Reports which components are not ready.
+pub(crate) fn unready(components: impl Iterator<Item = &'static str>) {
+    UNREADY.replace(components.map(|name| ([name.to_owned()], 1.0)).collect());
 }
 
 /// Measures this process. What cannot be read keeps its last value.
