@@ -33,6 +33,7 @@ if ! difference=$(diff <(echo "$in_code") <(echo "$on_page")); then
   status=1
 fi
 
+<<<<<<< HEAD
 # The dashboards, and the chart's copies of them and of the rules, are generated.
 if ! python3 deploy/observability/dashboards.py --check; then
   status=1
@@ -44,6 +45,30 @@ runbooks=$(sed -nE 's|^ +runbook_url: https://runbooks\.agentbox\.dev/([a-z-]+)$
 pages=$(cd docs/runbooks && printf '%s\n' *.md | sed 's/\.md$//' | sort)
 if ! difference=$(diff <(echo "$runbooks") <(echo "$pages")); then
   printf '%s\n  %s\n' "$difference" 'docs/runbooks must have a page for each alert (<: missing, >: unknown)' >&2
+=======
+# docs/metrics.md lists the metrics of the sources, and no others.
+defined=$(git grep -hoE '"agentbox_[a-z0-9_]+"' -- '*metrics.rs' ':!*/tests/*' | tr -d '"' | sort -u)
+described=$(sed -nE 's/^\| `(agentbox_[a-z0-9_]+)`.*/\1/p' docs/metrics.md | sort -u)
+if ! difference=$(diff <(echo "$defined") <(echo "$described")); then
+  printf '%s\n  %s\n' "$difference" \
+    'docs/metrics.md does not list the metrics of the sources (<: missing, >: unknown): UPDATE_METRICS=1 cargo test metrics_reference' >&2
+  status=1
+fi
+
+# A dashboard, a rule, a runbook or another page names no metric that does not exist. The names of crates
+# begin like those of metrics.
+known=$(
+  echo "$described"
+  sed -nE 's/^\| `(agentbox_[a-z0-9_]+)` \| histogram .*/\1_bucket\n\1_sum\n\1_count/p' docs/metrics.md
+  git grep -hoE '^name = "agentbox-[a-z-]+"' -- '*Cargo.toml' | sed -E 's/^name = "(.*)"$/\1/; s/-/_/g'
+)
+used=$(git grep -noP '(?<![\w:.])agentbox_[a-z0-9_]*[a-z0-9]\b(?!:)' -- deploy/observability deploy/helm 'docs/*.md' ':!docs/metrics.md' ':!docs/decisions')
+unknown=$(known=$known awk -F: '
+  BEGIN { split(ENVIRON["known"], names, "\n"); for (i in names) is_known[names[i]] }
+  NF && !($NF in is_known)' <<< "$used")
+if [ -n "$unknown" ]; then
+  printf '%s\n  %s\n' "$unknown" 'docs/metrics.md has no such metric' >&2
+>>>>>>> n-metrics
   status=1
 fi
 

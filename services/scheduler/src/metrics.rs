@@ -257,14 +257,15 @@ pub fn statistics<'a>(statistics: &Statistics, clusters: impl Iterator<Item = &'
         (labels, row.count as f64)
     });
     ENVIRONMENTS.replace(of_status.collect());
-    let of_owners = |value: fn(&OwnerUse) -> f64| {
-        let series = owners.iter().map(|row| ([row.owner.clone()], value(row)));
-        series.collect::<Vec<_>>()
-    };
-    OWNER_ENVIRONMENTS.replace(of_owners(|row| row.environments as f64));
-    OWNER_CPU.replace(of_owners(|row| row.cpu_milli as f64 / 1000.0));
-    OWNER_MEMORY.replace(of_owners(|row| row.memory_bytes as f64));
-    OWNER_STORAGE.replace(of_owners(|row| row.storage_bytes as f64));
+    OWNER_ENVIRONMENTS.replace(by_owner(owners, |row| row.environments as f64));
+    OWNER_CPU.replace(by_owner(owners, |row| row.cpu_milli as f64 / 1000.0));
+    OWNER_MEMORY.replace(by_owner(owners, |row| row.memory_bytes as f64));
+    OWNER_STORAGE.replace(by_owner(owners, |row| row.storage_bytes as f64));
+}
+
+fn by_owner(owners: &[OwnerUse], value: impl Fn(&OwnerUse) -> f64) -> Vec<([String; 1], f64)> {
+    let series = |row: &OwnerUse| ([row.owner.clone()], value(row));
+    owners.iter().map(series).collect()
 }
 
 pub fn published(kind: &'static str) {

@@ -40,6 +40,9 @@ async fn measure_once(
     stream: &'static str,
     consumer: &str,
 ) -> Result<(), BusError> {
+    if !client.is_connected() {
+        return Err(BusError::Disconnected);
+    }
     let asked = async {
         client
             .jetstream()

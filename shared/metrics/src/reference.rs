@@ -158,19 +158,16 @@ fn problem(line: &str, documented: &BTreeMap<&str, Documented<'_>>) -> Option<St
     let (name, rest) = line.split_at(end);
     let histogram = ["_bucket", "_sum", "_count"]
         .iter()
-        .find_map(|suffix| name.strip_suffix(suffix))
+        .find_map(|suffix| name.strip_suffix(*suffix))
         .and_then(|name| documented.get(name))
         .filter(|metric| metric.kind == Kind::Histogram.as_str());
     let Some(metric) = documented.get(name).or(histogram) else {
         return Some("unknown metric".to_owned());
     };
-    let labels = match rest
+    let labels = rest
         .strip_prefix('{')
         .and_then(|rest| rest.rsplit_once('}'))
-    {
-        Some((labels, _)) => labels,
-        None => "",
-    };
+        .map_or("", |(labels, _)| labels);
     let mut found = 0;
     for label in labels.split("\",").filter(|label| !label.is_empty()) {
         let Some((label, value)) = label.split_once("=\"") else {

@@ -20,6 +20,7 @@ mod howto;
 mod images;
 mod kills;
 mod kubernetes;
+mod metrics;
 mod mistakes;
 mod pod;
 mod readme;

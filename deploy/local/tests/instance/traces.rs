@@ -266,9 +266,11 @@ async fn hanging_collector_slows_no_request_and_is_logged_once() {
         let metrics = reqwest::get(format!("{url}/metrics")).await.unwrap();
         let metrics = metrics.text().await.unwrap();
         let counted = |reason: &str| {
-            metrics.contains(&format!(
-                "agentbox_spans_dropped_total{{reason=\"{reason}\"}}"
-            ))
+            let series = format!("agentbox_spans_dropped_total{{reason=\"{reason}\"}} ");
+            let mut values = metrics
+                .lines()
+                .filter_map(|line| line.strip_prefix(&series));
+            values.any(|value| value != "0")
         };
         if counted("queue") && counted("collector") {
             break;

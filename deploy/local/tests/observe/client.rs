@@ -116,7 +116,7 @@ impl Client {
     pub async fn create_with_unknown_image(&self) {
         let body = json!({
             "name": "unknown",
-            "image": "agentbox.invalid/nobody/nothing:1",
+            "image": "no-such-image-of-ours:1",
             "resources": { "cpu": "100m", "memory": "64Mi", "storage": "64Mi" },
         });
         let (_, reply) = self.ask(Method::POST, "/environments", Some(body)).await;

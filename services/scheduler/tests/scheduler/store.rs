@@ -4,6 +4,7 @@ mod activity;
 mod expiry;
 mod policy;
 mod quota;
+mod statistics;
 
 use std::time::Duration;
 

@@ -79,3 +79,42 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    use super::*;
+
+    #[test]
+    fn duration_of_a_statement_is_recorded_and_of_another_span_not() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let layer = StatementDurations.with_filter(only_statements());
+        let subscriber = tracing_subscriber::registry().with(layer);
+        ::metrics::with_local_recorder(&recorder, || {
+            tracing::subscriber::with_default(subscriber, || {
+                let statement = tracing::info_span!(
+                    "SELECT users",
+                    db.operation.name = "SELECT",
+                    db.collection.name = "users"
+                );
+                drop(statement);
+                drop(tracing::info_span!("http", http.route = "/"));
+            });
+        });
+        let text = recorder.handle().render();
+        let counts: Vec<&str> = text.lines().filter(|l| l.contains("_count")).collect();
+        let [count] = counts.as_slice() else {
+            panic!("{text}");
+        };
+        assert!(count.starts_with("agentbox_db_client_operation_duration_seconds_count{"));
+        for label in [
+            "db_operation_name=\"SELECT\"",
+            "db_collection_name=\"users\"",
+        ] {
+            assert!(count.contains(label), "{count}");
+        }
+        assert!(count.ends_with(" 1"), "{count}");
+    }
+}

@@ -97,7 +97,7 @@ impl Store {
              SELECT CASE WHEN is_named THEN owner ELSE 'other' END AS owner,
                 sum(environments)::bigint AS environments, sum(cpu_milli)::bigint AS cpu_milli,
                 sum(memory_bytes)::bigint AS memory_bytes,
-                sum(storage_bytes)::bigint AS storage_bytes
+                least(sum(storage_bytes), 9223372036854775807)::bigint AS storage_bytes
              FROM ranked GROUP BY 1 ORDER BY 1",
             [NAMED_OWNERS.into()],
         );
