@@ -27,7 +27,7 @@ DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 SPECTRAL_VERSION := 6.16.3
 SPECTRAL = $(CACHE)/spectral-$(SPECTRAL_VERSION)/node_modules/.bin/spectral
 
-.PHONY: help up down status logs clean dev build build-local boxd gvisor packages test-fast test test-all test-cluster test-connections test-browser test-clients images check check-fast hooks fmt bench fuzz fuzz-parsers deny lint-api
+.PHONY: help up down status logs clean dev build build-local boxd gvisor packages test-fast test test-all test-cluster test-connections test-browser test-clients images check check-fast hooks fmt bench bench-compare profile fuzz fuzz-parsers deny lint-api
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -166,9 +166,23 @@ fuzz-parsers: packages ## Fuzz the parsers of what users, boxes and peers send (
 	@bash deploy/local/packages.sh fuzz
 	@bash loadtest/fuzz-parsers.sh $(CACHE) $(abspath $(TARGET))/fuzz $(SECONDS) $(ONLY)
 
-bench: build ## Measure create, exec, lists and streams, and compare them with the runtime or NATS alone (ONLY=boxes, ONLY=lists, ONLY=streams, RUNTIME=kubernetes)
+# Scenarios by their names, such as ONLY="exec reads"; `agentbox-loadtest --help` lists them and the other
+# variables.
+ONLY ?=
+LOADTEST = $(TARGET)/release/agentbox-loadtest
+bench: build ## Measure everything in three turns, and compare with the last run, the runtime and NATS alone (ONLY="exec reads", TURNS=5, RUNTIME=kubernetes)
 	cargo build --release -p agentbox-loadtest
-	RUNTIME=$(RUNTIME) $(TARGET)/release/agentbox-loadtest $(ONLY) --report $(TARGET)/bench.json
+	RUNTIME=$(RUNTIME) REPLICAS=$(REPLICAS) $(LOADTEST) $(ONLY) --report $(TARGET)/bench.json --commit "$$(git describe --always --dirty)"
+
+bench-compare: build ## Measure another commit and this tree by turns (REF=main, ONLY=exec, TURNS=5)
+	@[ -n "$(REF)" ] || { echo "REF: must be a commit, for example REF=main" >&2; exit 1; }
+	cargo build --release -p agentbox-loadtest
+	@RUNTIME=$(RUNTIME) REPLICAS=$(REPLICAS) bash loadtest/compare.sh $(REF) $(CACHE) $(abspath $(TARGET)) $(ONLY)
+
+profile: build ## Draw flame graphs of the programs while a scenario runs, in target/profile (ONLY=exec)
+	cargo build --release -p agentbox-loadtest
+	RUNTIME=$(RUNTIME) bash loadtest/profile.sh $(TARGET)/profile $(LOADTEST) $(or $(ONLY),exec) \
+	  --report $(TARGET)/profile/bench.json --commit "$$(git describe --always --dirty)" --turns 1 --no-record
 
 # The newest built program of any profile: stopping must not need a build.
 define local

@@ -20,14 +20,28 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::{CONTAINER, DEADLINE, IMAGE, Names, Raw, RawBox};
 
-/// The memory of a box in [`crate::boxes`]; it also has one CPU.
+/// The memory of a box in [`crate::environment::small`].
 const MEMORY_BYTES: i64 = 64 << 20;
+const CPU_PERIOD_US: i64 = 100_000;
 
 fn runtime_default() -> SecurityProfile {
     SecurityProfile {
         profile_type: ProfileType::RuntimeDefault.into(),
         localhost_ref: String::new(),
     }
+}
+
+/// Connects to a containerd.
+///
+/// # Errors
+/// When it does not answer.
+pub async fn channel(socket: &Path) -> anyhow::Result<Channel> {
+    Endpoint::from_shared(format!("unix:{}", socket.display()))?
+        .connect_timeout(DEADLINE)
+        .timeout(DEADLINE)
+        .connect()
+        .await
+        .with_context(|| format!("connecting to {}", socket.display()))
 }
 
 pub struct Containerd {
@@ -37,19 +51,18 @@ pub struct Containerd {
 
 impl Containerd {
     pub async fn connect(socket: &Path) -> anyhow::Result<Self> {
-        let channel = Endpoint::from_shared(format!("unix:{}", socket.display()))?
-            .connect_timeout(DEADLINE)
-            .timeout(DEADLINE)
-            .connect()
-            .await
-            .with_context(|| format!("connecting to {}", socket.display()))?;
         Ok(Self {
-            cri: RuntimeServiceClient::new(channel),
+            cri: RuntimeServiceClient::new(channel(socket).await?),
             run: std::process::id(),
         })
     }
 
-    async fn start(&self, sandbox: &str, config: PodSandboxConfig) -> anyhow::Result<String> {
+    async fn start(
+        &self,
+        sandbox: &str,
+        config: PodSandboxConfig,
+        cpus: u32,
+    ) -> anyhow::Result<String> {
         let mut cri = self.cri.clone();
         let container = ContainerConfig {
             metadata: Some(ContainerMetadata {
@@ -63,8 +76,8 @@ impl Containerd {
             command: ["sleep", "900"].map(str::to_owned).to_vec(),
             linux: Some(LinuxContainerConfig {
                 resources: Some(LinuxContainerResources {
-                    cpu_period: 100_000,
-                    cpu_quota: 100_000,
+                    cpu_period: CPU_PERIOD_US,
+                    cpu_quota: i64::from(cpus) * CPU_PERIOD_US,
                     memory_limit_in_bytes: MEMORY_BYTES,
                     memory_swap_limit_in_bytes: MEMORY_BYTES,
                     ..Default::default()
@@ -121,7 +134,7 @@ impl Raw for Containerd {
         }
     }
 
-    async fn create(&self, name: &str) -> anyhow::Result<(RawBox, Duration)> {
+    async fn create(&self, name: &str, cpus: u32) -> anyhow::Result<(RawBox, Duration)> {
         let mut cri = self.cri.clone();
         let name = format!("{name}-{}", self.run);
         let config = PodSandboxConfig {
@@ -147,7 +160,7 @@ impl Raw for Containerd {
             ..Default::default()
         };
         let sandbox = cri.run_pod_sandbox(run).await?.into_inner().pod_sandbox_id;
-        match self.start(&sandbox, config).await {
+        match self.start(&sandbox, config, cpus).await {
             Ok(container) => {
                 let took = started.elapsed();
                 let pod = sandbox;

@@ -49,8 +49,9 @@ impl Components {
 pub struct Plan {
     /// The instance's name. `None` for a test: the name follows from the slot that it takes.
     pub deployment: Option<String>,
-    /// Older plans call them `parts`.
-    #[serde(alias = "parts")]
+    /// Written as `parts`, their first name, so that the programs of an older commit read the plan
+    /// too: `make bench-compare` starts them.
+    #[serde(rename = "parts", alias = "components")]
     pub components: Components,
     /// A cluster for boxes besides those of the components.
     #[serde(default)]
