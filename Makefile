@@ -120,6 +120,7 @@ check-fast: ## Run the checks that compile nothing
 	cargo fmt --all --check
 	cargo fmt --manifest-path $(FUZZ_MANIFEST) --check
 	@bash .ci/lint.sh
+	@python3 loadtest/flamegraph.py --test
 
 hooks: ## Let git run the checks that compile nothing before each commit
 	git config core.hooksPath .githooks
