@@ -22,6 +22,9 @@ use crate::target::Api;
 /// The pause between two creates of the staggered mode.
 const STAGGER: Duration = Duration::from_millis(200);
 const LIFETIME_S: u64 = 1_800;
+/// The names of the two kinds of creates.
+const COLD: &str = "cold";
+const WITH_POOL: &str = "from a pool";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
@@ -45,6 +48,8 @@ impl Mode {
 /// One create with its first command.
 struct First {
     id: Option<EnvironmentId>,
+    /// The time until it ran; `None` if it did not.
+    running: Option<Duration>,
     took: anyhow::Result<Duration>,
     from_pool: bool,
 }
@@ -54,7 +59,7 @@ struct First {
 pub async fn measure(api: &Api, count: usize) -> anyhow::Result<Measured> {
     let mut measured = Measured::default();
     for mode in Mode::ALL {
-        measure_mode(api, mode, count, "cold", &mut measured).await;
+        measure_mode(api, mode, count, COLD, &mut measured).await;
     }
     let body = body("pool");
     match Pool::create(api, &body, count).await? {
@@ -78,7 +83,7 @@ async fn with_pool(
 ) -> anyhow::Result<()> {
     for mode in Mode::ALL {
         pool.wait_full(api).await?;
-        measure_mode(api, mode, count, "pool", measured).await;
+        measure_mode(api, mode, count, WITH_POOL, measured).await;
     }
     Ok(())
 }
@@ -86,47 +91,61 @@ async fn with_pool(
 async fn measure_mode(api: &Api, mode: Mode, count: usize, kind: &str, measured: &mut Measured) {
     println!("  {kind}, {}", mode.name(count));
     let started = Instant::now();
-    let mut firsts = Vec::new();
-    match mode {
-        Mode::OneByOne => {
-            for number in 0..count {
-                let mut first = first(api, number, Duration::ZERO).await;
-                delete(api, first.id.take(), true).await;
-                firsts.push(first);
-            }
-        }
-        Mode::Staggered | Mode::Burst => {
-            let pause = match mode {
-                Mode::Staggered => STAGGER,
-                Mode::OneByOne | Mode::Burst => Duration::ZERO,
-            };
-            let all = (0u32..).take(count).map(|number| {
-                let delay = pause * number;
-                first(api, number as usize, delay)
-            });
-            firsts = join_all(all).await;
-        }
-    }
-    let wall = started.elapsed();
+    let firsts = match mode {
+        Mode::OneByOne => one_by_one(api, count).await,
+        Mode::Staggered => together(api, count, STAGGER).await,
+        Mode::Burst => together(api, count, Duration::ZERO).await,
+    };
+    let wall = match mode {
+        // Without the deletions between the creates.
+        Mode::OneByOne => firsts
+            .iter()
+            .filter_map(|first| first.took.as_ref().ok())
+            .sum::<Duration>(),
+        Mode::Staggered | Mode::Burst => started.elapsed(),
+    };
     let hits = firsts.iter().filter(|first| first.from_pool).count();
-    let mut ids = Vec::new();
-    let mut results = Vec::new();
+    let (mut ids, mut running, mut results) = (Vec::new(), Vec::new(), Vec::new());
     for first in firsts {
         ids.extend(first.id);
+        running.extend(first.running.map(Ok));
         results.push(first.took);
     }
     delete_all(api, ids).await;
-    let name = format!("create with first exec, {kind}, {}", mode.name(count));
-    let figure = Samples::concurrent(results, wall).figure(&name);
-    if kind == "pool" {
+    let case = format!("{kind}, {}", mode.name(count));
+    if kind == WITH_POOL {
         measured.gauges.push(Gauge::new(
-            format!("{name}: hits of the pool"),
+            format!("{case}: hits of the pool"),
             "boxes",
             hits as f64,
             Better::Higher,
         ));
     }
-    measured.figures.push(figure);
+    measured.figures.extend([
+        Samples::concurrent(running, wall).figure(&format!("create to running, {case}")),
+        Samples::concurrent(results, wall).figure(&format!("create with first exec, {case}")),
+    ]);
+}
+
+/// Each environment is deleted before the next one is created.
+async fn one_by_one(api: &Api, count: usize) -> Vec<First> {
+    let mut firsts = Vec::new();
+    for number in 0..count {
+        let mut first = first(api, number, Duration::ZERO).await;
+        delete(api, first.id.take(), true).await;
+        firsts.push(first);
+    }
+    firsts
+}
+
+/// Each create is sent `pause` after the one before it, whether that one is answered or not.
+async fn together(api: &Api, count: usize, pause: Duration) -> Vec<First> {
+    let delays = std::iter::successors(Some(Duration::ZERO), |delay| Some(*delay + pause));
+    let all = delays
+        .take(count)
+        .enumerate()
+        .map(|(number, delay)| first(api, number, delay));
+    join_all(all).await
 }
 
 /// Creates an environment after `delay`, and runs its first command.
@@ -135,6 +154,7 @@ async fn first(api: &Api, number: usize, delay: Duration) -> First {
     let started = Instant::now();
     let (id, running) = start(api, &body(&number.to_string())).await;
     let from_pool = running.as_ref().is_ok_and(|running| running.from_pool);
+    let until_running = running.as_ref().ok().map(|running| running.took);
     let took = match (&id, running) {
         (Some(id), Ok(_)) => exec(api, id).await.map(|_| started.elapsed()),
         (_, Err(error)) => Err(error),
@@ -142,6 +162,7 @@ async fn first(api: &Api, number: usize, delay: Duration) -> First {
     };
     First {
         id,
+        running: until_running,
         took,
         from_pool,
     }
