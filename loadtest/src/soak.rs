@@ -52,13 +52,15 @@ pub async fn measure(
     if measured.findings.is_empty() {
         measured.findings.push("nothing has leaked".to_owned());
     }
-    for resource in &after {
-        measured.gauges.push(gauge(resource, "after the load"));
+    let readings = [
+        ("at rest", &empty),
+        ("at most", &sampler.peaks()),
+        ("after the load", &after),
+    ];
+    for (when, resources) in readings {
+        let gauges = resources.iter().map(|resource| gauge(resource, when));
+        measured.gauges.extend(gauges);
     }
-    let at_most = sampler.peaks.values();
-    measured
-        .gauges
-        .extend(at_most.map(|resource| gauge(resource, "at most")));
     Ok(measured)
 }
 
@@ -136,6 +138,10 @@ impl Sampler {
         }
     }
 
+    fn peaks(&self) -> Vec<Resource> {
+        self.peaks.values().cloned().collect()
+    }
+
     fn series(&self) -> Vec<Series> {
         let series = |(name, points): (&String, &Vec<(f64, f64)>)| Series {
             name: name.clone(),
@@ -168,7 +174,7 @@ mod tests {
             ]));
         }
         sampler.sample(Err(anyhow::anyhow!("no answer")));
-        let peaks: Vec<f64> = sampler.peaks.values().map(|peak| peak.value).collect();
+        let peaks: Vec<f64> = sampler.peaks().iter().map(|peak| peak.value).collect();
         assert_eq!(peaks, [30.0, 9.0]);
         let series = sampler.series();
         assert_eq!(series.len(), 1);
