@@ -12,7 +12,7 @@ use agentbox_contracts::ids::EnvironmentId;
 use futures::future::join_all;
 use serde_json::Value;
 
-use crate::environment::{delete, delete_all, exec, request, small, start};
+use crate::environment::{Size, delete, delete_all, exec, request, start};
 use crate::figures::Samples;
 use crate::pool::Pool;
 use crate::report::{Gauge, Measured};
@@ -21,6 +21,13 @@ use crate::target::Api;
 
 /// The pause between two creates of the staggered mode.
 const STAGGER: Duration = Duration::from_millis(200);
+/// Of 2 processors, which are reserved 20 times, 200 environments fit: 100 that were claimed, and as many
+/// that replace them in the pool.
+const SIZE: Size = Size {
+    cpu: "200m",
+    memory: "64Mi",
+    storage: "64Mi",
+};
 const LIFETIME_S: u64 = 1_800;
 /// The names of the two kinds of creates.
 const COLD: &str = "cold";
@@ -169,7 +176,7 @@ async fn first(api: &Api, number: usize, delay: Duration) -> First {
 }
 
 fn body(name: &str) -> Value {
-    request(&format!("bench-first-{name}"), small(), LIFETIME_S)
+    request(&format!("bench-first-{name}"), SIZE, LIFETIME_S)
 }
 
 #[cfg(test)]

@@ -103,7 +103,7 @@ impl Target {
         for limit in LIMITS {
             options = options.env("api-gateway", limit, NO_LIMIT);
         }
-        for resource in ["CPU", "MEMORY", "STORAGE"] {
+        for resource in ["ENVIRONMENTS", "CPU", "MEMORY", "STORAGE"] {
             options = options.env("scheduler", &format!("AGENTBOX_QUOTA_{resource}"), "0");
         }
         let system = System::start(options).await?;

@@ -79,3 +79,32 @@ impl Plan {
         self.deployment.is_none()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn components_have_two_names_and_are_written_as_the_first() {
+        let plan = |name: &str| {
+            json!({
+                "deployment": null,
+                (name): Components::ALL,
+                "replicas": 1,
+                "durable": false,
+                "bin_dir": "/bin",
+                "boxd": "/boxd",
+                "host": "127.0.0.1",
+                "port": null,
+                "environment": {},
+            })
+        };
+        for name in ["parts", "components"] {
+            let read: Plan = serde_json::from_value(plan(name)).unwrap();
+            assert_eq!(read.components, Components::ALL);
+            assert_eq!(json!(read)["parts"], json!(Components::ALL));
+        }
+    }
+}
