@@ -39,15 +39,15 @@ data=$out/perf.data
 event=cycles
 perf stat --event cycles -- true 2>&1 | grep -q 'not supported' && event=cpu-clock
 echo "sampling $event at $frequency Hz"
-if [ $# -gt 0 ]; then
-  perf record --quiet --all-cpus --event "$event" --freq "$frequency" --call-graph fp --output "$data" -- "$@"
-else
-  perf record --quiet --all-cpus --event "$event" --freq "$frequency" --call-graph fp --output "$data" -- \
-    sleep "$seconds"
-fi
+[ $# -gt 0 ] || set -- sleep "$seconds"
+status=0
+perf record --quiet --all-cpus --event "$event" --freq "$frequency" --call-graph fp --output "$data" -- "$@" ||
+  status=$?
 [ -s "$data" ] || fail "perf has recorded nothing"
 
 perf script --input "$data" --show-task-events --fields comm,pid,tid,ip,sym 2> "$out/perf-script.log" |
   python3 "$here/flamegraph.py" "$out"
 rm -f "$data" "$data.old"
 cat "$out/shares.txt"
+# The status of the load, whose samples are drawn also if it failed.
+exit "$status"

@@ -1,4 +1,4 @@
-//! What a system uses: the memory, descriptors and processor time of its services, and the objects that
+//! Reads what a system uses: the memory, descriptors and processor time of its services, and the objects that
 //! it has in containerd, the kernel, NATS and Postgres.
 //!
 //! Only of a system that was started for the measurement. Containers, sandboxes and the processes in boxes
@@ -16,7 +16,7 @@ use crate::http::Http;
 use crate::target::Target;
 
 pub const SERVICES: [&str; 4] = ["api-gateway", "auth", "scheduler", "exec-proxy"];
-/// What a count of clients of Postgres leaves out: itself.
+/// The clients of Postgres, without the one that asks.
 const POSTGRES_CONNECTIONS: &str = "SELECT count(*) FROM pg_stat_activity \
      WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
 

@@ -1,4 +1,4 @@
-//! What the kernel tells about processes, in `/proc`. A process that has ended uses nothing.
+//! Reads what the kernel reports of processes in `/proc`. A process that has ended uses nothing.
 
 use std::fs;
 use std::path::Path;
