@@ -27,7 +27,7 @@ DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 SPECTRAL_VERSION := 6.16.3
 SPECTRAL = $(CACHE)/spectral-$(SPECTRAL_VERSION)/node_modules/.bin/spectral
 
-.PHONY: help up observe down status logs clean dev build build-local boxd gvisor packages test-fast test test-all test-cluster test-observe test-connections test-browser test-clients images check check-fast hooks fmt bench fuzz fuzz-parsers deny lint-api
+.PHONY: help up observe down status logs clean dev build build-local boxd gvisor packages test-fast test test-all test-cluster test-observe test-connections test-browser test-clients images check check-fast hooks fmt bench bench-compare profile fuzz fuzz-parsers deny lint-api
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -132,6 +132,7 @@ check-fast: ## Run the checks that compile nothing
 	cargo fmt --all --check
 	cargo fmt --manifest-path $(FUZZ_MANIFEST) --check
 	@bash .ci/lint.sh
+	@python3 loadtest/flamegraph.py --test
 
 hooks: ## Let git run the checks that compile nothing before each commit
 	git config core.hooksPath .githooks
@@ -178,8 +179,20 @@ fuzz-parsers: packages ## Fuzz the parsers of what users, boxes and peers send (
 	@bash deploy/local/packages.sh fuzz
 	@bash loadtest/fuzz-parsers.sh $(CACHE) $(abspath $(TARGET))/fuzz $(SECONDS) $(ONLY)
 
-bench: build ## Measure create, exec, lists and streams, and compare them with the runtime or NATS alone (ONLY=boxes, ONLY=lists, ONLY=streams, RUNTIME=kubernetes)
-	RUNTIME=$(RUNTIME) $(TARGET)/release/agentbox-loadtest $(ONLY) --report $(TARGET)/bench.json
+# Scenarios by their names, such as ONLY="exec reads"; `agentbox-loadtest --help` lists them and the other
+# variables.
+ONLY ?=
+LOADTEST = $(TARGET)/release/agentbox-loadtest
+bench: build ## Measure everything in three turns, and compare with the last run, the runtime and NATS alone (ONLY="exec reads", TURNS=5, RUNTIME=kubernetes)
+	RUNTIME=$(RUNTIME) REPLICAS=$(REPLICAS) $(LOADTEST) $(ONLY) --report $(TARGET)/bench.json --commit "$$(git describe --always --dirty)"
+
+bench-compare: build ## Measure another commit and this tree by turns (REF=main, ONLY=exec, TURNS=5)
+	@[ -n "$(REF)" ] || { echo "REF: must be a commit, for example REF=main" >&2; exit 1; }
+	@RUNTIME=$(RUNTIME) REPLICAS=$(REPLICAS) bash loadtest/compare.sh $(REF) $(CACHE) $(abspath $(TARGET)) $(ONLY)
+
+profile: build ## Draw flame graphs of the programs while a scenario runs, in target/profile (ONLY=exec)
+	RUNTIME=$(RUNTIME) bash loadtest/profile.sh $(TARGET)/profile $(LOADTEST) $(or $(ONLY),exec) \
+	  --report $(TARGET)/profile/bench.json --commit "$$(git describe --always --dirty)" --turns 1 --no-record
 
 # The newest built program of any profile: stopping must not need a build.
 define local

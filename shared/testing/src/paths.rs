@@ -170,7 +170,13 @@ pub fn boxd() -> PathBuf {
     if let Some(path) = std::env::var_os("AGENTBOX_BOXD") {
         return path.into();
     }
-    let target = bin_dir().parent().map(Path::to_owned).unwrap_or_default();
+    boxd_beside(&bin_dir())
+}
+
+/// The output of `make boxd` in the target directory of these programs.
+#[must_use]
+pub fn boxd_beside(bin_dir: &Path) -> PathBuf {
+    let target = bin_dir.parent().map(Path::to_owned).unwrap_or_default();
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     target.join("static").join(triple).join("boxd/boxd")
 }

@@ -16,7 +16,7 @@ use crate::endpoint::nats::NatsEndpoint;
 use crate::endpoint::observability::ObservabilityEndpoint;
 use crate::endpoint::postgres::PostgresEndpoint;
 use crate::instance::{Instance, StartError};
-use crate::paths::{bin_dir, boxd};
+use crate::paths::{bin_dir, boxd, boxd_beside};
 use crate::plan::{Components, Plan};
 use crate::state::State;
 
@@ -30,6 +30,9 @@ pub struct Options {
     durable: bool,
     nats_tls: bool,
     observe: bool,
+    /// The directory of the programs to start, with boxd in the same target directory; `None`: this
+    /// build's.
+    programs: Option<PathBuf>,
     /// Variables by service (`auth`; `*` for every service): name and value.
     environment: BTreeMap<String, BTreeMap<String, String>>,
 }
@@ -44,6 +47,7 @@ impl Default for Options {
             durable: false,
             nats_tls: false,
             observe: false,
+            programs: None,
             environment: BTreeMap::new(),
         }
     }
@@ -91,6 +95,13 @@ impl Options {
     #[must_use]
     pub fn nats_tls(mut self) -> Self {
         self.nats_tls = true;
+        self
+    }
+
+    /// Starts the programs of another build, such as an older commit's.
+    #[must_use]
+    pub fn programs(mut self, bin_dir: PathBuf) -> Self {
+        self.programs = Some(bin_dir);
         self
     }
 
@@ -154,6 +165,13 @@ impl System {
     /// # Errors
     /// In one line, with the directory of the logs; everything is stopped again by then.
     pub async fn start(options: Options) -> Result<Self, StartError> {
+        let (bin_dir, boxd) = match options.programs {
+            Some(directory) => {
+                let boxd = boxd_beside(&directory);
+                (directory, boxd)
+            }
+            None => (bin_dir(), boxd()),
+        };
         let plan = Plan {
             deployment: None,
             components: options.components,
@@ -162,8 +180,8 @@ impl System {
             durable: options.durable,
             nats_tls: options.nats_tls,
             observe: options.observe,
-            bin_dir: bin_dir(),
-            boxd: boxd(),
+            bin_dir,
+            boxd,
             host: IpAddr::V4(Ipv4Addr::LOCALHOST),
             port: None,
             environment: options.environment,
