@@ -29,13 +29,17 @@ SPECTRAL = $(CACHE)/spectral-$(SPECTRAL_VERSION)/node_modules/.bin/spectral
 ASYNCAPI_VERSION := 3.6.6
 ASYNCAPI = $(CACHE)/asyncapi-parser-$(ASYNCAPI_VERSION)/node_modules
 
-.PHONY: help up down status logs clean dev build build-local boxd gvisor packages test-fast test test-all test-cluster test-connections test-browser test-clients images check check-fast hooks fmt bench fuzz fuzz-parsers deny lint-api lint-events
+.PHONY: help up observe down status logs clean dev build build-local boxd gvisor packages test-fast test test-all test-cluster test-observe test-connections test-browser test-clients images check check-fast hooks fmt bench bench-compare profile fuzz fuzz-parsers deny lint-api lint-events
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
 
-up: build-local ## Install what is missing, build, start everything, wait until it is ready (REPLICAS=3, PROFILE=release, RUNTIME=kubernetes or containerd,kubernetes, NATS_TLS=1)
-	@REPLICAS=$(REPLICAS) RUNTIME=$(RUNTIME) $(LOCAL) up
+up: build-local ## Install what is missing, build, start everything, wait until it is ready (REPLICAS=3, PROFILE=release, RUNTIME=kubernetes or containerd,kubernetes, NATS_TLS=1, OBSERVE=1)
+	@REPLICAS=$(REPLICAS) RUNTIME=$(RUNTIME) OBSERVE=$(OBSERVE) $(LOCAL) up
+
+observe: ## Start a trace collector, Jaeger, Prometheus and the canary beside the running system
+	@$(MAKE) --no-print-directory build-local OBSERVE=1
+	@$(LOCAL) observe
 
 down: ## Stop everything, leave nothing running or mounted, and keep the data
 	@$(call local) down
@@ -54,12 +58,13 @@ dev: ## Rebuild and restart one service of the running system when its sources c
 
 packages: ## Install the Debian packages that are missing
 	@bash deploy/local/packages.sh $(findstring kubernetes,$(RUNTIME))
+	@$(if $(OBSERVE),bash deploy/local/packages.sh observe)
 
 build-local: packages boxd
-	cargo build --profile $(PROFILE) $(SERVICES) -p agentbox-local
+	cargo build --profile $(PROFILE) $(SERVICES) -p agentbox-local $(if $(OBSERVE),-p agentbox-loadtest)
 
 build: packages boxd ## Build the release programs
-	cargo build --release $(SERVICES) -p agentbox-local
+	cargo build --release $(SERVICES) -p agentbox-local -p agentbox-loadtest
 
 # boxd is static, so that it runs in any image. It has its own target directory, because its compiler
 # flags differ.
@@ -95,6 +100,13 @@ test-cluster: test-build ## Test the Helm chart, and instances whose boxes run o
 	$(TARGET)/debug/agentbox-local prepare --kubernetes
 	@.ci/suites cluster
 
+# The first time, Jaeger and the trace collector are built from their sources.
+test-observe: test-build ## Test dashboards, rules, alerts and traces with Prometheus, Jaeger and a trace collector
+	$(TARGET)/debug/agentbox-local prepare --observe
+	@promtool check rules deploy/observability/prometheus/rules.yaml
+	@promtool test rules deploy/observability/prometheus/tests/*.yaml
+	@.ci/suites observe
+
 # One descriptor for each connection, in the test and in the gateway.
 test-connections: test-build ## Test the default limits of connections with 10,500 hostile ones
 	$(TARGET)/debug/agentbox-local prepare
@@ -123,6 +135,7 @@ check-fast: ## Run the checks that compile nothing
 	cargo fmt --all --check
 	cargo fmt --manifest-path $(FUZZ_MANIFEST) --check
 	@bash .ci/lint.sh
+	@python3 loadtest/flamegraph.py --test
 
 hooks: ## Let git run the checks that compile nothing before each commit
 	git config core.hooksPath .githooks
@@ -181,9 +194,20 @@ fuzz-parsers: packages ## Fuzz the parsers of what users, boxes and peers send (
 	@bash deploy/local/packages.sh fuzz
 	@bash loadtest/fuzz-parsers.sh $(CACHE) $(abspath $(TARGET))/fuzz $(SECONDS) $(ONLY)
 
-bench: build ## Measure create, exec, lists and streams, and compare them with the runtime or NATS alone (ONLY=boxes, ONLY=lists, ONLY=streams, RUNTIME=kubernetes)
-	cargo build --release -p agentbox-loadtest
-	RUNTIME=$(RUNTIME) $(TARGET)/release/agentbox-loadtest $(ONLY) --report $(TARGET)/bench.json
+# Scenarios by their names, such as ONLY="exec reads"; `agentbox-loadtest --help` lists them and the other
+# variables.
+ONLY ?=
+LOADTEST = $(TARGET)/release/agentbox-loadtest
+bench: build ## Measure everything in three turns, and compare with the last run, the runtime and NATS alone (ONLY="exec reads", TURNS=5, RUNTIME=kubernetes)
+	RUNTIME=$(RUNTIME) REPLICAS=$(REPLICAS) $(LOADTEST) $(ONLY) --report $(TARGET)/bench.json --commit "$$(git describe --always --dirty)"
+
+bench-compare: build ## Measure another commit and this tree by turns (REF=main, ONLY=exec, TURNS=5)
+	@[ -n "$(REF)" ] || { echo "REF: must be a commit, for example REF=main" >&2; exit 1; }
+	@RUNTIME=$(RUNTIME) REPLICAS=$(REPLICAS) bash loadtest/compare.sh $(REF) $(CACHE) $(abspath $(TARGET)) $(ONLY)
+
+profile: build ## Draw flame graphs of the programs while a scenario runs, in target/profile (ONLY=exec)
+	RUNTIME=$(RUNTIME) bash loadtest/profile.sh $(TARGET)/profile $(LOADTEST) $(or $(ONLY),exec) \
+	  --report $(TARGET)/profile/bench.json --commit "$$(git describe --always --dirty)" --turns 1 --no-record
 
 # The newest built program of any profile: stopping must not need a build.
 define local

@@ -33,6 +33,20 @@ if ! difference=$(diff <(echo "$in_code") <(echo "$on_page")); then
   status=1
 fi
 
+# The dashboards, and the chart's copies of them and of the rules, are generated.
+if ! python3 deploy/observability/dashboards.py --check; then
+  status=1
+fi
+
+# Each alert names a runbook that exists, and each runbook belongs to an alert.
+runbooks=$(sed -nE 's|^ +runbook_url: https://runbooks\.agentbox\.dev/([a-z-]+)$|\1|p' \
+  deploy/observability/prometheus/rules.yaml | sort -u)
+pages=$(cd docs/runbooks && printf '%s\n' *.md | sed 's/\.md$//' | sort)
+if ! difference=$(diff <(echo "$runbooks") <(echo "$pages")); then
+  printf '%s\n  %s\n' "$difference" 'docs/runbooks must have a page for each alert (<: missing, >: unknown)' >&2
+  status=1
+fi
+
 # docs/metrics.md lists the metrics of the sources, and no others.
 defined=$(git grep -hoE '"agentbox_[a-z0-9_]+"' -- '*metrics.rs' ':!*/tests/*' | tr -d '"' | sort -u)
 described=$(sed -nE 's/^\| `(agentbox_[a-z0-9_]+)`.*/\1/p' docs/metrics.md | sort -u)

@@ -5,6 +5,7 @@
 #   bash packages.sh kubernetes  also those that a Kubernetes node requires
 #   bash packages.sh lint        also those that `make lint-api` requires
 #   bash packages.sh fuzz        also those that `make fuzz-parsers` requires
+#   bash packages.sh observe     also those that `make observe` requires
 #   bash packages.sh browser     also those that `make test-browser` requires
 #   bash packages.sh check       print in one line the packages that the built programs miss
 set -euo pipefail
@@ -67,6 +68,10 @@ fi
 
 if [ "${1:-}" = fuzz ]; then
   need g++ g++
+fi
+
+if [ "${1:-}" = observe ]; then
+  need prometheus prometheus
 fi
 
 if [ "${1:-}" = browser ]; then

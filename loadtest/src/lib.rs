@@ -1,111 +1,186 @@
-//! Measures AgentBox from outside, and compares it with the cost of the runtime alone.
+//! Measures AgentBox from outside, and compares it with the runtime alone, with the last recorded run, or
+//! with another commit.
 //!
-//! Owns the objects that it creates, and removes them. Never compares its figures with a limit:
-//! it reports them with the numbers of samples and failures.
+//! Every scenario is measured in turns, each in a new system. Owns the objects that it creates, and removes
+//! them. Never compares its figures with a limit: it reports them with the numbers of samples and failures,
+//! and says which changes exceed the noise.
 
+mod arrivals;
+mod attach;
 mod boxes;
 mod bus;
+mod canary;
+mod compare;
+mod density;
+mod environment;
+mod exec;
+mod fan_out;
 mod figures;
+mod first_exec;
+mod history;
+mod html;
+mod http;
 mod lists;
+mod mixed;
+mod open_loop;
+mod options;
+mod pool;
 mod raw;
+mod reads;
+mod report;
+mod resources;
+mod soak;
+mod statistics;
 mod streams;
+mod svg;
 mod target;
+mod turns;
 
-use std::path::PathBuf;
+use std::path::Path;
 
-use agentbox_testing::Runtime;
-use anyhow::Context as _;
-use clap::{Parser, ValueEnum};
+use anyhow::{Context as _, ensure};
+use clap::{Parser, Subcommand};
 
-use crate::figures::{Figure, Report};
-use crate::raw::Raw;
-use crate::streams::Streams;
-use crate::target::{Target, runtime_variable};
+use crate::history::{History, Recorded};
+pub use crate::options::Options;
+use crate::report::{About, Baseline, Report, ScenarioRun};
 
-/// Measures AgentBox. Starts a new system, unless AGENTBOX_URL, AGENTBOX_ADMIN_USERNAME and
-/// AGENTBOX_ADMIN_PASSWORD select a running one.
+/// Measures AgentBox, or uses it as a user does.
 #[derive(Parser)]
-#[command(name = "agentbox-loadtest", version)]
-pub struct Options {
-    /// What to measure; by default everything.
-    #[arg(value_enum)]
-    only: Option<Suite>,
-
-    /// The cluster for the boxes: this machine's containerd, or a Kubernetes.
-    #[arg(long, env = "RUNTIME", default_value = "containerd")]
-    runtime: Runtime,
-
-    /// The file for the figures as JSON.
-    #[arg(long, default_value = "target/bench.json")]
-    report: PathBuf,
+#[command(
+    name = "agentbox-loadtest",
+    version,
+    args_conflicts_with_subcommands = true
+)]
+pub struct Program {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    options: Options,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Suite {
-    /// Creating boxes and running commands in them.
-    Boxes,
-    /// Lists of 100,000 environments.
-    Lists,
-    /// Files and output of a GiB each.
-    Streams,
+#[derive(Subcommand)]
+enum Command {
+    /// Use the API as a user does, again and again, and export what it saw as metrics.
+    Canary(canary::Options),
 }
 
-/// Measures, prints the table and writes the report.
+impl Program {
+    /// Runs the command; without one, measures.
+    ///
+    /// # Errors
+    /// As [`run`], or when the canary cannot listen.
+    pub async fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Some(Command::Canary(options)) => canary::run(options).await,
+            None => run(self.options).await,
+        }
+    }
+}
+
+/// Measures, prints the tables, and writes the report and its page.
 ///
 /// # Errors
-/// When there is no system to measure, or a first box does not run.
+/// When there is no system to measure, a report cannot be written, or a scenario ended early.
 pub async fn run(options: Options) -> anyhow::Result<()> {
-    let target = Target::find(options.runtime).await?;
-    let description = target.describe();
-    println!("measuring {description}");
-    let measured = measure(&target, options.only).await;
-    target.stop().await;
-    let (figures, streams) = measured?;
-    let report = Report::new(description, options.runtime, figures, streams);
+    ensure!(options.turns > 0, "--turns: must be at least 1, got 0");
+    ensure!(
+        options.base_programs.is_none() || target::is_new_system(),
+        "--base-programs: needs new systems, but AGENTBOX_URL selects a running one"
+    );
+    let sides = turns::sides(&options);
+    let mut measured = turns::measure(&options, &sides).await?.into_iter();
+    let (about, scenarios) = measured.next().context("nothing was measured")?;
+    let report = match measured.next() {
+        Some((about_base, scenarios_base)) => {
+            let base = Baseline {
+                about: about_base,
+                scenarios: scenarios_base,
+            };
+            Report::new(about, scenarios, vec![base])
+        }
+        None if options.no_record => Report::new(about, scenarios, Vec::new()),
+        None => {
+            let history = History::of_user();
+            let baselines = last_runs(&history, &about, &scenarios);
+            let report = Report::new(about, scenarios, baselines);
+            record(&history, &report)?;
+            report
+        }
+    };
     print!("{report}");
-    let path = &options.report;
-    if let Some(directory) = path.parent() {
-        tokio::fs::create_dir_all(directory).await?;
-    }
-    tokio::fs::write(path, serde_json::to_vec_pretty(&report)?)
-        .await
-        .with_context(|| format!("writing {}", path.display()))?;
-    println!("written to {}", path.display());
+    write(&options.report, &report).await?;
+    let incomplete: Vec<&str> = report
+        .scenarios
+        .iter()
+        .chain(report.baselines.iter().flat_map(|base| &base.scenarios))
+        .filter(|run| !run.is_complete())
+        .map(|run| run.scenario.as_str())
+        .collect();
+    ensure!(
+        incomplete.is_empty(),
+        "these scenarios ended early: {}",
+        incomplete.join(", ")
+    );
     Ok(())
 }
 
-async fn measure(
-    target: &Target,
-    only: Option<Suite>,
-) -> anyhow::Result<(Vec<Figure>, Option<Streams>)> {
-    let is_wanted = |suite: Suite| only.is_none_or(|only| only == suite);
-    let mut figures = Vec::new();
-    let mut streams = None;
-    if is_wanted(Suite::Boxes) {
-        let raw = connect_raw(target).await?;
-        figures.extend(boxes::measure(&target.client, raw.as_deref()).await?);
-    }
-    if is_wanted(Suite::Lists) {
-        match target.new_system() {
-            Some(system) => figures.extend(lists::measure(system).await?),
-            None => println!("lists are not measured: they need a new system"),
+/// The last recorded run of each scenario, if it is one of the same set-up and machine.
+fn last_runs(history: &History, about: &About, scenarios: &[ScenarioRun]) -> Vec<Baseline> {
+    let mut baselines: Vec<Baseline> = Vec::new();
+    for scenario in scenarios {
+        let Some(last) = history.last(&about.runtime, &scenario.scenario) else {
+            println!("{}: no earlier run is recorded", scenario.scenario);
+            continue;
+        };
+        if !last.about.is_comparable(about) {
+            println!(
+                "{}: the recorded run is of another machine or set-up, and not compared",
+                scenario.scenario
+            );
+            continue;
+        }
+        let same = baselines.iter_mut().find(|base| base.about == last.about);
+        match same {
+            Some(base) => base.scenarios.push(last.run),
+            None => baselines.push(Baseline {
+                about: last.about,
+                scenarios: vec![last.run],
+            }),
         }
     }
-    if is_wanted(Suite::Streams) {
-        match target.new_system() {
-            Some(system) => streams = Some(streams::measure(&target.client, system).await?),
-            None => println!("streams are not measured: they need a new system"),
-        }
-    }
-    Ok((figures, streams))
+    baselines
 }
 
-/// The target's runtime alone, if its path is known.
-async fn connect_raw(target: &Target) -> anyhow::Result<Option<Box<dyn Raw>>> {
-    let Some(path) = &target.runtime_path else {
-        let variable = runtime_variable(target.runtime);
-        println!("the runtime alone is not measured: {variable} is not set");
-        return Ok(None);
-    };
-    raw::connect(target.runtime, path).await.map(Some)
+/// Records the complete scenarios.
+fn record(history: &History, report: &Report) -> anyhow::Result<()> {
+    for run in report.scenarios.iter().filter(|run| run.is_complete()) {
+        let recorded = Recorded {
+            about: report.about.clone(),
+            run: run.clone(),
+        };
+        let directory = history.directory().display();
+        history
+            .record(&recorded)
+            .with_context(|| format!("recording the run in {directory}"))?;
+    }
+    Ok(())
+}
+
+async fn write(path: &Path, report: &Report) -> anyhow::Result<()> {
+    if let Some(directory) = path.parent() {
+        tokio::fs::create_dir_all(directory).await?;
+    }
+    let page = path.with_extension("html");
+    let json = serde_json::to_vec_pretty(report)?;
+    for (path, content) in [
+        (path, json),
+        (page.as_path(), html::page(report).into_bytes()),
+    ] {
+        tokio::fs::write(path, content)
+            .await
+            .with_context(|| format!("writing {}", path.display()))?;
+        println!("written to {}", path.display());
+    }
+    Ok(())
 }

@@ -1,8 +1,8 @@
-//! `make bench`.
+//! `make bench`, and the canary.
 
 use clap::Parser as _;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    agentbox_loadtest::run(agentbox_loadtest::Options::parse()).await
+    agentbox_loadtest::Program::parse().run().await
 }

@@ -10,6 +10,7 @@ use agentbox_testing::Runtime;
 use async_trait::async_trait;
 
 use containerd::Containerd;
+pub use containerd::channel as containerd_channel;
 use kubernetes::Kubernetes;
 
 /// The image of all boxes.
@@ -34,8 +35,8 @@ pub struct RawBox {
 pub trait Raw: Send + Sync {
     fn names(&self) -> Names;
 
-    /// Creates a box; gives it and the time until it runs.
-    async fn create(&self, name: &str) -> anyhow::Result<(RawBox, Duration)>;
+    /// Creates a box with this number of CPUs; gives it and the time until it runs.
+    async fn create(&self, name: &str, cpus: u32) -> anyhow::Result<(RawBox, Duration)>;
 
     /// Runs `true` in a box; gives the time.
     async fn exec(&self, raw: &RawBox) -> anyhow::Result<Duration>;

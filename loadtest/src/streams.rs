@@ -13,7 +13,6 @@ mod transfer;
 
 use std::time::Instant;
 
-use agentbox_api::environment::{CreateEnvironment, Resources};
 use agentbox_api::exec::{DEFAULT_TIMEOUT, ExecBody};
 use agentbox_client::Client;
 use agentbox_contracts::ids::EnvironmentId;
@@ -21,7 +20,8 @@ use agentbox_testing::System;
 use anyhow::{Context as _, ensure};
 use tokio::task::JoinSet;
 
-use crate::boxes;
+use crate::environment::{Size, delete, request, start};
+use crate::target::Api;
 use figure::{Outcome, StreamFigure};
 use memory::Memory;
 use transfer::{BYTES, Kind, Transfer};
@@ -34,25 +34,22 @@ const LIFETIME_S: u64 = 3600;
 
 /// # Errors
 /// When NATS or the box cannot be used at all. A failed stream is counted.
-pub async fn measure(client: &Client, system: &System) -> anyhow::Result<Streams> {
+pub async fn measure(api: &Api, system: &System) -> anyhow::Result<Streams> {
     println!("measuring streams of {} MiB each", BYTES >> 20);
     let nats = nats::megabytes_per_second(system).await?;
     // Eight files, one of which is replaced by a complete copy.
-    let resources = Resources {
-        cpu: "2".to_owned(),
-        memory: "1Gi".to_owned(),
-        storage: "12Gi".to_owned(),
+    let size = Size {
+        cpu: "2",
+        memory: "1Gi",
+        storage: "12Gi",
     };
-    let body = CreateEnvironment {
-        timeout: LIFETIME_S,
-        ..boxes::request("bench-streams", resources)
-    };
-    let (id, started) = boxes::start(client, &body).await;
+    let body = request("bench-streams", size, LIFETIME_S);
+    let (id, started) = start(api, &body).await;
     let figures = match (&id, started) {
-        (Some(id), Ok(_)) => cases(client, system, id, nats).await,
+        (Some(id), Ok(_)) => cases(&api.client, system, id, nats).await,
         (_, started) => Err(started.err().context("creating a box for streams")?),
     };
-    boxes::delete(client, id, true).await;
+    delete(api, id, true).await;
     Ok(Streams {
         megabytes_each: BYTES as f64 / 1e6,
         nats_megabytes_per_second: nats,

@@ -1,11 +1,19 @@
 //! The system to measure: the one that environment variables select, or a new one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use agentbox_client::Client;
 use agentbox_testing::{Options, Runtime, System, build_kubernetes};
 use anyhow::Context as _;
+use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use serde_json::{Value, json};
+use tonic::transport::Channel;
 
+use crate::http::Http;
+use crate::raw;
+
+/// The variable that selects a running system.
+const URL_VARIABLE: &str = "AGENTBOX_URL";
 /// The gateway's rate limits, which are raised for the measurement.
 pub const LIMITS: [&str; 6] = [
     "AGENTBOX_RATE_LIMIT_AUTH",
@@ -16,9 +24,37 @@ pub const LIMITS: [&str; 6] = [
     "AGENTBOX_FLOOD_BURST",
 ];
 pub const NO_LIMIT: &str = "1000000";
+/// Longer than any scenario: a token that expires would end it.
+const TOKEN_TTL_S: &str = "86400";
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub runtime: Runtime,
+    /// The number of replicas of each service.
+    pub replicas: usize,
+    /// The directory of the programs of another build; `None`: this build's.
+    pub programs: Option<PathBuf>,
+}
+
+/// Whether a new system is started for the measurement.
+pub fn is_new_system() -> bool {
+    std::env::var_os(URL_VARIABLE).is_none()
+}
+
+/// The clients of a logged-in user. Cheap to clone; clones share their connections.
+#[derive(Clone)]
+pub struct Api {
+    /// For streams: events, output, terminals, files.
+    pub client: Client,
+    /// For requests with one answer.
+    pub http: Http,
+    /// The body of the user's login.
+    pub login: Value,
+}
 
 pub struct Target {
-    pub client: Client,
+    pub api: Api,
     pub runtime: Runtime,
     /// containerd's socket or the kubeconfig of the Kubernetes, if it is known.
     pub runtime_path: Option<PathBuf>,
@@ -31,10 +67,11 @@ impl Target {
     ///
     /// # Errors
     /// When a new system cannot be started, or the login fails.
-    pub async fn find(runtime: Runtime) -> anyhow::Result<Self> {
+    pub async fn find(setup: &Setup) -> anyhow::Result<Self> {
+        let runtime = setup.runtime;
         let value = |name: &str| std::env::var(name).ok();
-        let Some(url) = value("AGENTBOX_URL") else {
-            return Self::start(runtime).await;
+        let Some(url) = value(URL_VARIABLE) else {
+            return Self::start(setup).await;
         };
         let required = |name| value(name).with_context(|| format!("{name} is not set"));
         let (username, password) = (
@@ -42,7 +79,7 @@ impl Target {
             required("AGENTBOX_ADMIN_PASSWORD")?,
         );
         Ok(Self {
-            client: log_in(&url, &username, &password).await?,
+            api: log_in(&url, &username, &password).await?,
             runtime,
             runtime_path: value(runtime_variable(runtime)).map(PathBuf::from),
             url,
@@ -50,22 +87,29 @@ impl Target {
         })
     }
 
-    async fn start(runtime: Runtime) -> anyhow::Result<Self> {
+    async fn start(setup: &Setup) -> anyhow::Result<Self> {
+        let runtime = setup.runtime;
         if runtime == Runtime::Kubernetes {
             println!("building the programs of a Kubernetes that are not in the cache");
             build_kubernetes().await?;
         }
-        let mut options = Options::components(runtime.components()).durable();
+        let mut options = Options::components(runtime.components())
+            .durable()
+            .replicas(setup.replicas)
+            .env("auth", "AGENTBOX_TOKEN_TTL", TOKEN_TTL_S);
+        if let Some(programs) = &setup.programs {
+            options = options.programs(programs.clone());
+        }
         for limit in LIMITS {
             options = options.env("api-gateway", limit, NO_LIMIT);
         }
-        for resource in ["CPU", "MEMORY", "STORAGE"] {
+        for resource in ["ENVIRONMENTS", "CPU", "MEMORY", "STORAGE"] {
             options = options.env("scheduler", &format!("AGENTBOX_QUOTA_{resource}"), "0");
         }
         let system = System::start(options).await?;
         let url = system.url().to_owned();
         Ok(Self {
-            client: log_in(&url, &system.admin.username, &system.admin.password).await?,
+            api: log_in(&url, &system.admin.username, &system.admin.password).await?,
             runtime,
             runtime_path: match runtime {
                 Runtime::Containerd => system
@@ -82,16 +126,30 @@ impl Target {
         })
     }
 
-    /// The system that was started for this measurement; `None` for a running one.
-    pub fn new_system(&self) -> Option<&System> {
-        self.system.as_ref()
+    /// The system that was started for this measurement.
+    ///
+    /// # Errors
+    /// When a running one is measured.
+    pub fn require_new_system(&self) -> anyhow::Result<&System> {
+        let system = self.system.as_ref();
+        system.with_context(|| format!("needs a new system: unset {URL_VARIABLE}"))
+    }
+
+    /// The target's containerd, if its socket is known.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn cri(&self) -> anyhow::Result<Option<RuntimeServiceClient<Channel>>> {
+        let socket = self.runtime_path.as_deref();
+        match socket.filter(|_| self.runtime == Runtime::Containerd) {
+            Some(socket) => cri(socket).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     pub fn describe(&self) -> String {
         match self.system {
-            Some(_) => "a new system: one replica of each service, no rate limits, durable \
-                        writes as with `make up`"
-                .to_owned(),
+            Some(_) => "a new system: no rate limits, durable writes as with `make up`".to_owned(),
             None => format!("the running system at {}", self.url),
         }
     }
@@ -111,10 +169,19 @@ pub const fn runtime_variable(runtime: Runtime) -> &'static str {
     }
 }
 
-async fn log_in(url: &str, username: &str, password: &str) -> anyhow::Result<Client> {
-    let (client, _) = Client::new(url)?
+async fn cri(socket: &Path) -> anyhow::Result<RuntimeServiceClient<Channel>> {
+    let channel = raw::containerd_channel(socket).await?;
+    Ok(RuntimeServiceClient::new(channel))
+}
+
+async fn log_in(url: &str, username: &str, password: &str) -> anyhow::Result<Api> {
+    let (client, login) = Client::new(url)?
         .login(username, password)
         .await
         .context("logging in")?;
-    Ok(client)
+    Ok(Api {
+        client,
+        http: Http::new(url, Some(&login.token))?,
+        login: json!({ "username": username, "password": password }),
+    })
 }

@@ -57,13 +57,13 @@ build_program() {
   archive "$IMAGE" '{"Entrypoint":["/'"$name"'"],"Env":["PATH=/"]}'
 }
 
-# The image $IMAGE with the services of the directory $PROGRAMS and the libraries that they are
-# linked with. It has no shell and no package manager. A container's command selects one service.
+# The image $IMAGE with the services and the canary of the directory $PROGRAMS and the libraries that they
+# are linked with. It has no shell and no package manager. A container's command selects one service.
 build_services() {
   local root=$work/root service file
   mkdir -p "$root"/{etc/ssl/certs,tmp,usr/bin}
   chmod 1777 "$root/tmp"
-  for service in api-gateway auth scheduler exec-proxy webhooks provisioner; do
+  for service in api-gateway auth scheduler exec-proxy webhooks provisioner loadtest; do
     install -m 0755 "$PROGRAMS/agentbox-$service" "$root/usr/bin/"
     strip --strip-debug "$root/usr/bin/agentbox-$service"
     for file in $(ldd "$PROGRAMS/agentbox-$service" | grep -o '/[^ ]*'); do
@@ -74,7 +74,7 @@ build_services() {
   printf 'hosts: files dns\n' > "$root/etc/nsswitch.conf"
   printf 'root:x:0:0::/:/\nagentbox:x:65532:65532::/:/\n' > "$root/etc/passwd"
   printf 'root:x:0:\nagentbox:x:65532:\n' > "$root/etc/group"
-  for service in api-gateway auth scheduler exec-proxy webhooks provisioner; do
+  for service in api-gateway auth scheduler exec-proxy webhooks provisioner loadtest; do
     chroot "$root" "/usr/bin/agentbox-$service" --version > /dev/null
   done
   pack_root

@@ -19,6 +19,7 @@ mod down;
 mod images;
 mod import_accounts;
 mod kubernetes;
+mod observe;
 mod prepare;
 mod restart;
 mod up;
@@ -41,9 +42,15 @@ enum Command {
         /// Also build the programs of a Kubernetes, which takes minutes once.
         #[arg(long)]
         kubernetes: bool,
+        /// Also install Prometheus, and build Jaeger and the trace collector, which takes minutes once.
+        #[arg(long)]
+        observe: bool,
     },
     /// Start everything and wait until it is ready.
     Up(up::Options),
+    /// Start a trace collector, Jaeger, Prometheus and the canary beside the running system, and restart
+    /// its services one replica after the other.
+    Observe,
     /// Stop everything and keep the data.
     Down,
     /// List the processes, and why a process is not ready.
@@ -110,6 +117,9 @@ enum Command {
         #[arg(long)]
         until_stdin_ends: bool,
     },
+    /// Validate dashboards with Grafana's own types; started by tests.
+    #[command(hide = true)]
+    ValidateDashboards { files: Vec<PathBuf> },
     /// Import images for tests of accounts into a running cluster; started by tests.
     #[command(hide = true)]
     ImportAccounts {
@@ -182,8 +192,13 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let directory = std::path::absolute(&arguments.dir)?;
     let layout = Layout::new(directory);
     match arguments.command {
-        Command::Prepare { kubernetes } => prepare::run(kubernetes).await?,
+        Command::Prepare {
+            kubernetes,
+            observe,
+        } => prepare::run(kubernetes, observe).await?,
         Command::Up(options) => up::run(&layout, options).await?,
+        Command::Observe => observe::run(&layout).await?,
+        Command::ValidateDashboards { files } => observe::validate(&files).await?,
         Command::Down => down::run(&layout).await?,
         Command::Clean => down::clean(&layout).await?,
         Command::Dev { service } => dev::run(&layout, &service).await?,

@@ -121,6 +121,7 @@ impl Containerd {
             name: "containerd".to_owned(),
             program: self.bin.join("containerd"),
             program_override: None,
+            environment_file: None,
             arguments: vec!["--config".into(), self.paths.configuration().into()],
             environment: BTreeMap::from([
                 // containerd searches its shim on PATH.

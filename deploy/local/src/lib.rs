@@ -20,6 +20,7 @@ mod kubernetes;
 mod log_file;
 mod nats;
 mod network;
+mod observability;
 mod ports;
 mod postgres;
 mod process;

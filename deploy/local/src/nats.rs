@@ -158,6 +158,7 @@ impl Nats {
             name: "nats".to_owned(),
             program: self.program.clone(),
             program_override: None,
+            environment_file: None,
             arguments: vec!["--config".into(), self.configuration.clone().into()],
             environment: BTreeMap::new(),
             user: None,

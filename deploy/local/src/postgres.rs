@@ -174,6 +174,7 @@ impl Postgres {
             name: "postgres".to_owned(),
             program: self.endpoint.bin.join("postgres"),
             program_override: None,
+            environment_file: None,
             arguments,
             environment: BTreeMap::new(),
             user: self.user.as_ref().map(|user| user.name.clone()),

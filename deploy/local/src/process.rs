@@ -32,6 +32,9 @@ pub(crate) struct ProcessSpec {
     pub(crate) program_override: Option<PathBuf>,
     pub(crate) arguments: Vec<OsString>,
     pub(crate) environment: BTreeMap<String, String>,
+    /// A file with further variables, one `NAME=VALUE` a line. It is read at each start while it exists;
+    /// `environment` overrides it.
+    pub(crate) environment_file: Option<PathBuf>,
     /// The system user that runs the program; `None` is the supervisor's user.
     pub(crate) user: Option<String>,
     /// The signal that requests a graceful stop.
@@ -70,6 +73,7 @@ impl ProcessSpec {
             .arg(self.current_program())
             .args(&self.arguments)
             .env("PATH", search_path())
+            .envs(self.further_environment())
             .envs(&self.environment)
             .current_dir("/")
             .stdin(Stdio::null())
@@ -100,6 +104,17 @@ impl ProcessSpec {
             Some(path) if path.is_file() => path,
             _ => &self.program,
         }
+    }
+
+    /// The variables in the environment file; none without one.
+    fn further_environment(&self) -> BTreeMap<String, String> {
+        let file = self.environment_file.as_ref();
+        let text = file.and_then(|file| std::fs::read_to_string(file).ok());
+        text.unwrap_or_default()
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect()
     }
 }
 
@@ -152,6 +167,7 @@ mod tests {
             program_override: None,
             arguments: vec!["-c".into(), script.into()],
             environment: BTreeMap::new(),
+            environment_file: None,
             user: None,
             stop_signal: Signal::SIGTERM,
             orphan_signal: Signal::SIGKILL,
@@ -182,6 +198,26 @@ mod tests {
             running.drain_output().await;
             assert_eq!(std::fs::read_to_string(&spec.log).unwrap(), expected);
             std::os::unix::fs::symlink("/bin/echo", dir.path().join("override")).ok();
+        }
+    }
+
+    #[tokio::test]
+    async fn environment_file_applies_at_the_next_start_and_is_overridden() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spec = spec(
+            dir.path(),
+            "echo ${A:-none} ${B:-none}",
+            Duration::from_secs(5),
+        );
+        spec.environment.insert("A".to_owned(), "own".to_owned());
+        let file = dir.path().join("further.env");
+        spec.environment_file = Some(file.clone());
+        for expected in ["own none\n", "own none\nown file=1\n"] {
+            let mut running = spec.start().unwrap();
+            assert!(running.wait().await.unwrap().success());
+            running.drain_output().await;
+            assert_eq!(std::fs::read_to_string(&spec.log).unwrap(), expected);
+            std::fs::write(&file, "A=file\nB=file=1\n").unwrap();
         }
     }
 

@@ -5,8 +5,8 @@
 //!   started, and in a test when its standard input ends. The kernel closes that pipe when the test
 //!   program ends in any way.
 //! * I2. Shutdown goes from the outside in: services, each cluster's boxes and then its
-//!   programs, Postgres and NATS. Each step has a deadline, and a failed step does not prevent
-//!   the next.
+//!   programs, Postgres and NATS, what observes the instance. Each step has a deadline, and a failed
+//!   step does not prevent the next.
 //! * I3. `state.json` describes the current phase and processes at all times.
 //!
 //! It is single-threaded: the kernel sends a child its orphan signal when the *thread* that
@@ -31,6 +31,7 @@ use crate::kernel_limits;
 use crate::kubernetes::KubernetesError;
 use crate::kubernetes::existing;
 use crate::nats::NatsError;
+use crate::observability::{Addresses, ObservabilityError};
 use crate::ports::{PortError, Ports, require_free};
 use crate::postgres::PostgresError;
 use crate::secrets::{Secrets, SecretsError};
@@ -42,6 +43,7 @@ mod cluster;
 mod cluster_processes;
 mod components;
 mod kubernetes;
+mod observability;
 mod probe;
 mod process_group;
 mod state_file;
@@ -80,6 +82,8 @@ pub enum SuperviseError {
     #[error(transparent)]
     Image(#[from] ImageError),
     #[error(transparent)]
+    Observability(#[from] ObservabilityError),
+    #[error(transparent)]
     NotBuilt(#[from] NotBuilt),
     #[error(transparent)]
     NotReady(#[from] NotReady),
@@ -97,6 +101,9 @@ struct Supervisor {
     clusters: Vec<SupervisedCluster>,
     nats: ProcessGroup,
     postgres: ProcessGroup,
+    observability: ProcessGroup,
+    /// `None`: the instance is not observed.
+    observed_at: Option<Addresses>,
 }
 
 /// The running components that services connect to.
@@ -133,8 +140,10 @@ pub(crate) async fn run(layout: Layout, until_stdin_ends: bool) -> Result<(), Su
             started = supervisor.start() => match started {
                 Ok(()) => {
                     supervisor.state_file.update(|state| state.phase = Phase::Ready);
-                    stop.await;
-                    Ok(())
+                    tokio::select! {
+                        () = &mut stop => Ok(()),
+                        never = supervisor.observe_on_request() => match never {},
+                    }
                 }
                 Err(error) => Err(error),
             },
@@ -170,6 +179,8 @@ impl Supervisor {
             clusters: SupervisedCluster::all(&layout, &plan, &state_file)?,
             nats: ProcessGroup::new(state_file.clone()),
             postgres: ProcessGroup::new(state_file.clone()),
+            observability: ProcessGroup::new(state_file.clone()),
+            observed_at: None,
             layout,
             plan,
             secrets,
@@ -203,6 +214,12 @@ impl Supervisor {
             state.nats.clone_from(&backends.nats);
             state.clusters.clone_from(&backends.clusters);
         });
+        // A previous run may have been observed.
+        let _ = std::fs::remove_file(self.layout.trace_environment());
+        let _ = std::fs::remove_file(self.layout.observe_request());
+        if self.plan.observe {
+            self.start_observability().await?;
+        }
         if self.plan.components.services
             && let (Some(postgres), Some(nats)) = (&backends.postgres, &backends.nats)
             && !backends.clusters.is_empty()
@@ -210,6 +227,7 @@ impl Supervisor {
             self.start_services(postgres, nats, &backends.clusters)
                 .await?;
         }
+        self.observe_services().await?;
         self.state_file.log_step(&format!(
             "everything is ready after {:.1} s",
             started.elapsed().as_secs_f32()
@@ -346,6 +364,7 @@ impl Supervisor {
         self.services.stop().await;
         join_all(self.clusters.iter_mut().map(SupervisedCluster::stop)).await;
         tokio::join!(self.nats.stop(), self.postgres.stop());
+        self.observability.stop().await;
         cleanup::unmount_postgres(&self.state_file.deployment());
         if self.plan.is_test() {
             for directory in [self.layout.postgres(), self.layout.nats()] {

@@ -52,7 +52,8 @@ impl Kubernetes {
 
     /// The requests are the limits divided by the driver's `cpu_overcommit` and
     /// `memory_overcommit`.
-    fn pod(name: &str) -> anyhow::Result<Pod> {
+    fn pod(name: &str, cpus: u32) -> anyhow::Result<Pod> {
+        let requested_cpu = format!("{}m", cpus * 50);
         let pod = json!({
             "metadata": { "name": name },
             "spec": {
@@ -67,8 +68,8 @@ impl Kubernetes {
                     "imagePullPolicy": "IfNotPresent",
                     "command": ["sleep", "900"],
                     "resources": {
-                        "limits": { "cpu": "1", "memory": "64Mi", "ephemeral-storage": "64Mi" },
-                        "requests": { "cpu": "50m", "memory": "16Mi", "ephemeral-storage": "0" },
+                        "limits": { "cpu": cpus.to_string(), "memory": "64Mi", "ephemeral-storage": "64Mi" },
+                        "requests": { "cpu": requested_cpu, "memory": "16Mi", "ephemeral-storage": "0" },
                     },
                     "securityContext": { "allowPrivilegeEscalation": false },
                 }],
@@ -145,9 +146,9 @@ impl Raw for Kubernetes {
         }
     }
 
-    async fn create(&self, name: &str) -> anyhow::Result<(RawBox, Duration)> {
+    async fn create(&self, name: &str, cpus: u32) -> anyhow::Result<(RawBox, Duration)> {
         let name = format!("{name}-{}", self.run);
-        let pod = Self::pod(&name)?;
+        let pod = Self::pod(&name, cpus)?;
         let started = Instant::now();
         let running = timeout(DEADLINE, self.run(&pod)).await;
         let took = started.elapsed();

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+use crate::report::Gauge;
+use crate::statistics::Better;
 
 /// The end of one stream.
 pub enum Outcome {
@@ -14,7 +17,7 @@ pub enum Outcome {
 }
 
 /// All streams of one run.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Streams {
     /// The content of each stream, in units of 1,000,000 bytes, as every rate.
     pub megabytes_each: f64,
@@ -24,9 +27,9 @@ pub struct Streams {
 }
 
 /// One kind of stream, some at the same time.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StreamFigure {
-    pub name: &'static str,
+    pub name: String,
     /// Complete streams.
     pub streams: usize,
     /// Not counted in `streams`.
@@ -40,13 +43,13 @@ pub struct StreamFigure {
     /// The time of the slowest stream divided by that of the fastest.
     pub slowest_to_fastest: Option<f64>,
     /// Peak memory above the start, in MiB: of each service, and of the box if it is known.
-    pub memory_mib: BTreeMap<&'static str, f64>,
+    pub memory_mib: BTreeMap<String, f64>,
 }
 
 impl StreamFigure {
     /// The figure of streams of `bytes` each, which took `wall` together.
     pub fn new(
-        name: &'static str,
+        name: &str,
         bytes: u64,
         wall: Duration,
         outcomes: Vec<Outcome>,
@@ -64,7 +67,7 @@ impl StreamFigure {
         let fastest = times.iter().min().map(Duration::as_secs_f64);
         let megabytes = bytes as f64 / 1e6 * times.len() as f64;
         Self {
-            name,
+            name: name.to_owned(),
             streams: times.len(),
             failures: failures.len(),
             first_failure: failures.into_iter().next(),
@@ -73,7 +76,10 @@ impl StreamFigure {
             slowest_to_fastest: slowest
                 .zip(fastest)
                 .map(|(slowest, fastest)| slowest / fastest.max(1e-9)),
-            memory_mib,
+            memory_mib: memory_mib
+                .into_iter()
+                .map(|(part, mib)| (part.to_owned(), mib))
+                .collect(),
         }
     }
 
@@ -82,6 +88,26 @@ impl StreamFigure {
     pub fn compared_with(mut self, nats_megabytes_per_second: f64) -> Self {
         self.nats_ratio = Some(self.megabytes_per_second / nats_megabytes_per_second);
         self
+    }
+}
+
+impl Streams {
+    /// The numbers that are compared between runs.
+    pub fn gauges(&self) -> Vec<Gauge> {
+        let nats = self.nats_megabytes_per_second;
+        let mut gauges = vec![Gauge::new("NATS alone", "MB/s", nats, Better::Higher)];
+        for figure in &self.figures {
+            let at_once = figure.streams + figure.failures;
+            let name = |what: &str| format!("{}, {at_once} at once: {what}", figure.name);
+            let (rate, failures) = (figure.megabytes_per_second, figure.failures as f64);
+            gauges.push(Gauge::new(name("rate"), "MB/s", rate, Better::Higher));
+            gauges.push(Gauge::new(name("failed"), "", failures, Better::Lower));
+            for (part, mib) in &figure.memory_mib {
+                let name = name(&format!("memory of {part}"));
+                gauges.push(Gauge::new(name, "MiB", *mib, Better::Lower));
+            }
+        }
+        gauges
     }
 }
 
@@ -145,6 +171,16 @@ mod tests {
             nats_megabytes_per_second: 400.0,
             figures: vec![figure],
         };
+        let names: Vec<_> = streams.gauges().into_iter().map(|one| one.name).collect();
+        assert_eq!(
+            names,
+            [
+                "NATS alone",
+                "download, 3 at once: rate",
+                "download, 3 at once: failed",
+                "download, 3 at once: memory of box",
+            ]
+        );
         let text = streams.to_string();
         for part in [
             "download",

@@ -15,7 +15,8 @@ use agentbox_testing::System;
 use anyhow::Context as _;
 use tokio::time::{MissedTickBehavior, interval};
 
-const SERVICES: [&str; 4] = ["api-gateway", "auth", "scheduler", "exec-proxy"];
+use crate::resources::SERVICES;
+
 /// The name of the box in figures.
 const BOX: &str = "box";
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(50);

@@ -7,4 +7,5 @@ pub mod containerd;
 pub mod gateway;
 pub mod kubernetes;
 pub mod nats;
+pub mod observability;
 pub mod postgres;

@@ -50,6 +50,7 @@ pub use endpoint::containerd::ContainerdEndpoint;
 pub use endpoint::gateway::GatewayEndpoint;
 pub use endpoint::kubernetes::{ExistingKubernetes, KubernetesEndpoint};
 pub use endpoint::nats::NatsEndpoint;
+pub use endpoint::observability::ObservabilityEndpoint;
 pub use endpoint::postgres::PostgresEndpoint;
 pub use fixtures::{TestContainerd, TestKubernetes, TestNats, TestPostgres, build_kubernetes};
 pub use instance::StartError;

@@ -96,6 +96,24 @@ impl Layout {
         self.dev_programs().join(format!("agentbox-{service}"))
     }
 
+    /// The configuration and the data of the programs that observe the instance.
+    #[must_use]
+    pub fn observability(&self) -> PathBuf {
+        self.0.join("observability")
+    }
+
+    /// Further variables of the services while the instance is observed.
+    #[must_use]
+    pub fn trace_environment(&self) -> PathBuf {
+        self.observability().join("services.env")
+    }
+
+    /// Written by `agentbox-local observe`, and removed by the supervisor.
+    #[must_use]
+    pub fn observe_request(&self) -> PathBuf {
+        self.0.join("observe-request")
+    }
+
     #[must_use]
     pub fn logs(&self) -> PathBuf {
         self.0.join("logs")
@@ -157,7 +175,13 @@ pub fn boxd() -> PathBuf {
     if let Some(path) = std::env::var_os("AGENTBOX_BOXD") {
         return path.into();
     }
-    let target = bin_dir().parent().map(Path::to_owned).unwrap_or_default();
+    boxd_beside(&bin_dir())
+}
+
+/// The output of `make boxd` in the target directory of these programs.
+#[must_use]
+pub fn boxd_beside(bin_dir: &Path) -> PathBuf {
+    let target = bin_dir.parent().map(Path::to_owned).unwrap_or_default();
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     target.join("static").join(triple).join("boxd/boxd")
 }

@@ -49,8 +49,9 @@ impl Components {
 pub struct Plan {
     /// The instance's name. `None` for a test: the name follows from the slot that it takes.
     pub deployment: Option<String>,
-    /// Older plans call them `parts`.
-    #[serde(alias = "parts")]
+    /// Written as `parts`, their first name, so that the programs of an older commit read the plan
+    /// too: `make bench-compare` starts them.
+    #[serde(rename = "parts", alias = "components")]
     pub components: Components,
     /// A cluster for boxes besides those of the components.
     #[serde(default)]
@@ -62,6 +63,9 @@ pub struct Plan {
     /// Whether the connections to NATS are encrypted.
     #[serde(default)]
     pub nats_tls: bool,
+    /// Whether a trace collector, Jaeger, Prometheus and the canary run from the start.
+    #[serde(default)]
+    pub observe: bool,
     pub bin_dir: PathBuf,
     pub boxd: PathBuf,
     pub host: IpAddr,
@@ -76,5 +80,34 @@ impl Plan {
     #[must_use]
     pub fn is_test(&self) -> bool {
         self.deployment.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn components_have_two_names_and_are_written_as_the_first() {
+        let plan = |name: &str| {
+            json!({
+                "deployment": null,
+                (name): Components::ALL,
+                "replicas": 1,
+                "durable": false,
+                "bin_dir": "/bin",
+                "boxd": "/boxd",
+                "host": "127.0.0.1",
+                "port": null,
+                "environment": {},
+            })
+        };
+        for name in ["parts", "components"] {
+            let read: Plan = serde_json::from_value(plan(name)).unwrap();
+            assert_eq!(read.components, Components::ALL);
+            assert_eq!(json!(read)["parts"], json!(Components::ALL));
+        }
     }
 }

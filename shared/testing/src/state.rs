@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::Cluster;
 use crate::endpoint::gateway::GatewayEndpoint;
 use crate::endpoint::nats::NatsEndpoint;
+use crate::endpoint::observability::ObservabilityEndpoint;
 use crate::endpoint::postgres::PostgresEndpoint;
 use crate::private_file;
 use crate::process_identity::{ProcessIdentity, boot_id};
@@ -58,6 +59,12 @@ pub struct State {
     #[serde(default)]
     pub clusters: Vec<Cluster>,
     pub gateway: Option<GatewayEndpoint>,
+    /// `None` until the instance is observed.
+    #[serde(default)]
+    pub observability: Option<ObservabilityEndpoint>,
+    /// Why the last attempt to observe the running instance failed.
+    #[serde(default)]
+    pub observability_error: Option<String>,
 }
 
 impl State {
@@ -75,6 +82,8 @@ impl State {
             nats: None,
             clusters: Vec::new(),
             gateway: None,
+            observability: None,
+            observability_error: None,
         }
     }
 

@@ -13,9 +13,10 @@ use crate::endpoint::containerd::ContainerdEndpoint;
 use crate::endpoint::gateway::GatewayEndpoint;
 use crate::endpoint::kubernetes::{ExistingKubernetes, KubernetesEndpoint};
 use crate::endpoint::nats::NatsEndpoint;
+use crate::endpoint::observability::ObservabilityEndpoint;
 use crate::endpoint::postgres::PostgresEndpoint;
 use crate::instance::{Instance, StartError};
-use crate::paths::{bin_dir, boxd};
+use crate::paths::{bin_dir, boxd, boxd_beside};
 use crate::plan::{Components, Plan};
 use crate::state::State;
 
@@ -28,6 +29,10 @@ pub struct Options {
     pub replicas: usize,
     durable: bool,
     nats_tls: bool,
+    observe: bool,
+    /// The directory of the programs to start, with boxd in the same target directory; `None`: this
+    /// build's.
+    programs: Option<PathBuf>,
     /// Variables by service (`auth`; `*` for every service): name and value.
     environment: BTreeMap<String, BTreeMap<String, String>>,
 }
@@ -41,6 +46,8 @@ impl Default for Options {
             replicas: 1,
             durable: false,
             nats_tls: false,
+            observe: false,
+            programs: None,
             environment: BTreeMap::new(),
         }
     }
@@ -76,10 +83,25 @@ impl Options {
         self
     }
 
+    /// Starts a trace collector, Jaeger, Prometheus and the canary too. The first use builds them, which
+    /// takes minutes; `agentbox-local prepare --observe` does so before.
+    #[must_use]
+    pub fn observed(mut self) -> Self {
+        self.observe = true;
+        self
+    }
+
     /// Encrypts the connections to NATS.
     #[must_use]
     pub fn nats_tls(mut self) -> Self {
         self.nats_tls = true;
+        self
+    }
+
+    /// Starts the programs of another build, such as an older commit's.
+    #[must_use]
+    pub fn programs(mut self, bin_dir: PathBuf) -> Self {
+        self.programs = Some(bin_dir);
         self
     }
 
@@ -143,6 +165,13 @@ impl System {
     /// # Errors
     /// In one line, with the directory of the logs; everything is stopped again by then.
     pub async fn start(options: Options) -> Result<Self, StartError> {
+        let (bin_dir, boxd) = match options.programs {
+            Some(directory) => {
+                let boxd = boxd_beside(&directory);
+                (directory, boxd)
+            }
+            None => (bin_dir(), boxd()),
+        };
         let plan = Plan {
             deployment: None,
             components: options.components,
@@ -150,8 +179,9 @@ impl System {
             replicas: options.replicas.max(1),
             durable: options.durable,
             nats_tls: options.nats_tls,
-            bin_dir: bin_dir(),
-            boxd: boxd(),
+            observe: options.observe,
+            bin_dir,
+            boxd,
             host: IpAddr::V4(Ipv4Addr::LOCALHOST),
             port: None,
             environment: options.environment,
@@ -183,6 +213,12 @@ impl System {
         self.gateway
             .as_ref()
             .map_or("", |gateway| gateway.url.as_str())
+    }
+
+    /// Where traces and metrics are found; `None` if the system is not observed.
+    #[must_use]
+    pub fn observability(&self) -> Option<ObservabilityEndpoint> {
+        self.state()?.observability
     }
 
     /// The directory with a log file for each program: `auth-0.log`, `nats.log`.

@@ -22,18 +22,12 @@ pub(super) async fn require_packages() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// With `kubernetes`, also prepares a local Kubernetes.
-pub(super) async fn run(kubernetes: bool) -> anyhow::Result<()> {
-    // The output goes to the terminal, because an installation may take minutes.
-    let status = tokio::process::Command::new("bash")
-        .args(["-c", PACKAGES, "packages.sh"])
-        .args(kubernetes.then_some("kubernetes"))
-        .stdin(std::process::Stdio::null())
-        .status()
-        .await
-        .context("cannot run bash")?;
-    if !status.success() {
-        bail!("the packages above are missing");
+/// With `kubernetes`, also prepares a local Kubernetes; with `observe`, also the programs that observe an
+/// instance.
+pub(super) async fn run(kubernetes: bool, observe: bool) -> anyhow::Result<()> {
+    install_packages(kubernetes.then_some("kubernetes")).await?;
+    if observe {
+        install_packages(Some("observe")).await?;
     }
     let cache = cache_directory();
     std::fs::create_dir_all(&cache).with_context(|| format!("cannot use {}", cache.display()))?;
@@ -47,6 +41,25 @@ pub(super) async fn run(kubernetes: bool) -> anyhow::Result<()> {
     if kubernetes {
         crate::kubernetes::build::provide_with_tools(&cache, |step| println!("{step}")).await?;
     }
+    if observe {
+        super::observe::build().await?;
+    }
     println!("prepared");
+    Ok(())
+}
+
+/// Installs the packages that are missing; `further`: also those of that set.
+async fn install_packages(further: Option<&str>) -> anyhow::Result<()> {
+    // The output goes to the terminal, because an installation may take minutes.
+    let status = tokio::process::Command::new("bash")
+        .args(["-c", PACKAGES, "packages.sh"])
+        .args(further)
+        .stdin(std::process::Stdio::null())
+        .status()
+        .await
+        .context("cannot run bash")?;
+    if !status.success() {
+        bail!("the packages above are missing");
+    }
     Ok(())
 }

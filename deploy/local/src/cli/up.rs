@@ -19,7 +19,7 @@ use clap::Args;
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 
-use super::{down, prepare};
+use super::{down, observe, prepare};
 use crate::secrets::Secrets;
 use crate::services;
 
@@ -61,6 +61,10 @@ pub(super) struct Options {
     #[arg(long, env = "NATS_TLS", action = clap::ArgAction::SetTrue,
           value_parser = clap::builder::FalseyValueParser::new())]
     nats_tls: bool,
+    /// Start a trace collector, Jaeger, Prometheus and the canary too.
+    #[arg(long, env = "OBSERVE", action = clap::ArgAction::SetTrue,
+          value_parser = clap::builder::FalseyValueParser::new())]
+    observe: bool,
     /// The public address.
     #[arg(long, env = "AGENTBOX_HOST", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
@@ -149,6 +153,9 @@ async fn check(layout: &Layout, options: &Options) -> anyhow::Result<()> {
         }
     }
     services::require_programs(&bin_dir(), &boxd())?;
+    if options.observe {
+        observe::require()?;
+    }
     Ok(())
 }
 
@@ -178,6 +185,7 @@ fn prepare_directory(
         replicas: usize::from(options.replicas),
         durable: true,
         nats_tls: options.nats_tls,
+        observe: options.observe,
         bin_dir: bin_dir(),
         boxd: boxd(),
         host: options.host,
@@ -277,5 +285,8 @@ See also: `make status`, `make logs`, `make down`."#,
         file = file.display(),
         kinds = kinds.join(" and "),
     );
+    if let Some(endpoint) = &state.observability {
+        print!("{}", observe::summary(endpoint));
+    }
     Ok(())
 }

@@ -16,6 +16,8 @@ use agentbox_testing::tool::Tool;
 
 /// The image with boxd.
 const BOXD: &str = "agentbox.local/boxd";
+/// The program that runs as the canary.
+const CANARY: &str = "loadtest";
 const BUILD_DEADLINE: Duration = Duration::from_secs(120);
 
 /// A tag that changes with the files' content.
@@ -79,7 +81,7 @@ pub(crate) async fn build_boxd_image(boxd: &Path, directory: &Path) -> Result<Ar
     build_program_image(boxd, BOXD, directory).await
 }
 
-/// Builds the image of the services in a directory of programs, with the libraries of this
+/// Builds the image of the services and of the canary in a directory of programs, with the libraries of this
 /// machine that they are linked with. If `image` has no tag, it gets one that follows from the
 /// content.
 ///
@@ -92,8 +94,8 @@ pub async fn build_services_image(
 ) -> Result<Archive, ImageError> {
     let files: Vec<PathBuf> = SERVICES
         .into_iter()
-        .chain([PROVISIONER])
-        .map(|service| programs.join(format!("agentbox-{service}")))
+        .chain([PROVISIONER, CANARY])
+        .map(|program| programs.join(format!("agentbox-{program}")))
         .collect();
     let image = with_tag(image, &files)?;
     build("services", image, ("PROGRAMS", programs), directory).await

@@ -1,5 +1,5 @@
-//! The programs of a Kubernetes cluster, and the containerd and runc of one machine, built once from Go
-//! modules and kept in the cache, outside any checkout.
+//! The programs of a Kubernetes cluster, the containerd and runc of one machine, and the programs that
+//! observe an instance, built once from Go modules and kept in the cache, outside any checkout.
 //!
 //! * I1. The name of a part's directory contains a digest of the part's inputs, so that a stale
 //!   part is never used.
@@ -20,6 +20,7 @@ use crate::file_lock::{self, LockError};
 
 const RECIPE: &str = include_str!("../../../kubernetes-parts/build.sh");
 const RUNC_RECIPE: &str = include_str!("../../../runc/build.sh");
+const OBSERVABILITY_RECIPE: &str = include_str!("../../../observability/build.sh");
 /// The script that provides Go to the recipes.
 const GO: &str = include_str!("../../../go.sh");
 
@@ -79,6 +80,23 @@ static RUNC: Module = Module {
     ],
 };
 
+macro_rules! observability_module {
+    ($name:literal $(, $source:literal)*) => {
+        Module {
+            recipe: OBSERVABILITY_RECIPE,
+            files: &[
+                ("go.mod", include_str!(concat!("../../../observability/", $name, "/go.mod"))),
+                ("go.sum", include_str!(concat!("../../../observability/", $name, "/go.sum"))),
+                $(($source, include_str!(concat!("../../../observability/", $name, "/", $source))),)*
+            ],
+        }
+    };
+}
+
+static JAEGER: Module = observability_module!("programs/jaeger");
+static COLLECTOR: Module = observability_module!("programs/collector", "main.go");
+static VALIDATE: Module = observability_module!("validate", "main.go");
+
 /// Programs that are built together.
 struct Part {
     name: &'static str,
@@ -127,6 +145,17 @@ static TOOLS: [Part; 2] = [
     part("coredns", "CoreDNS, a cluster's DNS server", &CLUSTER),
 ];
 
+/// The programs that observe an instance, and the one that validates dashboards.
+static OBSERVABILITY: [Part; 3] = [
+    part("jaeger", "Jaeger (some minutes)", &JAEGER),
+    part(
+        "collector",
+        "the OpenTelemetry collector (some minutes)",
+        &COLLECTOR,
+    ),
+    part("dashboards", "the validation of dashboards", &VALIDATE),
+];
+
 /// The parts that run boxes on one machine without Kubernetes.
 const RUNTIME: [&str; 2] = ["containerd", "runc"];
 
@@ -152,6 +181,7 @@ impl Programs {
         let digest = PARTS
             .iter()
             .chain(&TOOLS)
+            .chain(&OBSERVABILITY)
             .find(|known| known.name == part)
             .map(Part::inputs_digest)
             .unwrap_or_default();
@@ -204,6 +234,17 @@ pub(crate) async fn provide_with_tools(
     progress: impl FnMut(String),
 ) -> Result<Programs, BuildError> {
     provide_all(PARTS.iter().chain(&TOOLS), cache, progress).await
+}
+
+/// As [`provide`], for the programs that observe an instance.
+///
+/// # Errors
+/// As [`provide`].
+pub(crate) async fn provide_observability(
+    cache: &Path,
+    progress: impl FnMut(String),
+) -> Result<Programs, BuildError> {
+    provide_all(OBSERVABILITY.iter(), cache, progress).await
 }
 
 /// Builds containerd and runc, if they are not in the cache.
@@ -294,7 +335,7 @@ mod tests {
 
     #[test]
     fn every_part_has_its_own_directory_and_a_pinned_module() {
-        let all = || PARTS.iter().chain(&TOOLS);
+        let all = || PARTS.iter().chain(&TOOLS).chain(&OBSERVABILITY);
         let programs = Programs(PathBuf::from("/cache"));
         let directories: std::collections::BTreeSet<_> =
             all().map(|part| programs.bin(part.name)).collect();

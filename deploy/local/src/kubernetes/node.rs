@@ -69,6 +69,7 @@ pub(crate) fn holder(paths: &ClusterPaths, log: PathBuf) -> ProcessSpec {
         name: "node".to_owned(),
         program: "unshare".into(),
         program_override: None,
+        environment_file: None,
         arguments: words
             .into_iter()
             .chain([paths.root.clone().into()])

@@ -43,6 +43,7 @@ impl ProgramSpecs<'_> {
             name: name.to_owned(),
             program: "nsenter".into(),
             program_override: None,
+            environment_file: None,
             arguments,
             environment: BTreeMap::from([
                 // containerd searches its shim on PATH.

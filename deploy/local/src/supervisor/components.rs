@@ -117,6 +117,7 @@ pub(super) async fn registry_proxy(
         name: REGISTRY_PROXY.to_owned(),
         program,
         program_override: None,
+        environment_file: None,
         arguments: ["registry-proxy", "--listen", &address.to_string()]
             .map(OsString::from)
             .to_vec(),
