@@ -6,7 +6,7 @@
 //! * I1. Only [`Reaper::run`] reaps; it sends the exit status to the task that started the
 //!   child.
 //! * I2. A child is not reaped before that task is registered, nor while it is being
-//!   started (`std` itself waits for a child whose exec failed).
+//!   started ([`Spawner`] itself waits for a child whose exec failed).
 //! * I3. A group is signalled only while its leader is not reaped: until then the kernel
 //!   cannot reuse its id.
 //! * I4. A start creates no thread.
@@ -15,7 +15,6 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::process::Command;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -28,6 +27,8 @@ use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, oneshot};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+
+use crate::command::{NewProcess, Spawner};
 
 /// The number of scans for a session's processes: a process that forks during one scan is
 /// found by the next.
@@ -80,9 +81,9 @@ type Children = Mutex<HashMap<i32, oneshot::Sender<ExitStatus>>>;
 /// The id of the thread that starts commands, and since when it starts the present one.
 type Starting = Mutex<Option<(Pid, Instant)>>;
 
-/// A command for the thread that starts commands.
+/// A process for the thread that starts commands.
 struct StartRequest {
-    command: Command,
+    process: NewProcess,
     /// Held until the child is registered: I2.
     gate: OwnedRwLockReadGuard<()>,
     started: oneshot::Sender<io::Result<Child>>,
@@ -102,7 +103,7 @@ impl Reaper {
     /// thread that starts commands. The thread ends when the reaper is dropped.
     ///
     /// # Errors
-    /// As `sigaction(2)`, `prctl(2)`, `pthread_create(3)`.
+    /// As `sigaction(2)`, `prctl(2)`, `mmap(2)`, `pthread_create(3)`.
     pub fn new() -> io::Result<(Arc<Self>, SignalStream)> {
         nix::sys::prctl::set_child_subreaper(true)?;
         let child_signals = signal(SignalKind::child())?;
@@ -111,10 +112,11 @@ impl Reaper {
         let registered = Arc::clone(&children);
         let starting = Arc::new(Starting::default());
         let present = Arc::clone(&starting);
+        let spawner = Spawner::new()?;
         thread::Builder::new()
             .name("boxd-start".to_owned())
             .stack_size(THREAD_STACK_BYTES)
-            .spawn(move || start_requested(&received, &registered, &present))?;
+            .spawn(move || start_requested(spawner, &received, &registered, &present))?;
         let this = Self {
             gate: Arc::default(),
             children,
@@ -152,15 +154,15 @@ impl Reaper {
         }
     }
 
-    /// Starts `command`, which must make itself a session leader.
+    /// Starts a process, which leads its session.
     ///
     /// # Errors
-    /// As `fork(2)`, `execve(2)`.
-    pub async fn start(&self, command: Command) -> io::Result<Child> {
+    /// As [`Spawner::spawn`].
+    pub async fn start(&self, process: NewProcess) -> io::Result<Child> {
         let gate = self.watching(Arc::clone(&self.gate).read_owned()).await;
         let (started, result) = oneshot::channel();
         let request = StartRequest {
-            command,
+            process,
             gate,
             started,
         };
@@ -235,35 +237,34 @@ impl Reaper {
 
 /// Starts the requested commands, one after the other, until the reaper is dropped.
 fn start_requested(
+    mut spawner: Spawner,
     requests: &mpsc::Receiver<StartRequest>,
     children: &Children,
     starting: &Starting,
 ) {
     for request in requests {
         let StartRequest {
-            mut command,
+            process,
             gate,
             started,
         } = request;
         *starting.lock() = Some((gettid(), Instant::now()));
-        let child = spawn(&mut command, children);
+        let child = spawn(&mut spawner, &process, children);
         *starting.lock() = None;
         drop(gate);
+        // Closes boxd's copies of the command's streams.
+        drop(process);
         // The receiver may be gone; the child is registered and will be reaped.
         let _ = started.send(child);
     }
 }
 
 /// Starts the process and registers it.
-fn spawn(command: &mut Command, children: &Children) -> io::Result<Child> {
-    let process = command.spawn()?;
-    let pid = i32::try_from(process.id()).map_err(io::Error::other)?;
+fn spawn(spawner: &mut Spawner, process: &NewProcess, children: &Children) -> io::Result<Child> {
+    let pid = spawner.spawn(process)?;
     let (sender, ended) = oneshot::channel();
-    children.lock().insert(pid, sender);
-    Ok(Child {
-        pid: Pid::from_raw(pid),
-        ended,
-    })
+    children.lock().insert(pid.as_raw(), sender);
+    Ok(Child { pid, ended })
 }
 
 fn is_stopped(pid: i32) -> bool {
