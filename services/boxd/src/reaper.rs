@@ -22,9 +22,11 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, gettid};
 use parking_lot::Mutex;
-use rustix::process::{WaitOptions, WaitStatus, wait};
+use rustix::io::Errno;
+use rustix::process::{WaitId, WaitIdOptions, WaitOptions, WaitStatus, wait, waitid};
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
-use tokio::sync::{OwnedRwLockReadGuard, RwLock, oneshot};
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, oneshot};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -94,6 +96,8 @@ pub struct Reaper {
     gate: Arc<RwLock<()>>,
     children: Arc<Children>,
     starting: Arc<Starting>,
+    /// Notified when a process was started.
+    started: Arc<Notify>,
     /// The number of waiting requests is bounded by the box's slots.
     requests: mpsc::Sender<StartRequest>,
 }
@@ -112,15 +116,18 @@ impl Reaper {
         let registered = Arc::clone(&children);
         let starting = Arc::new(Starting::default());
         let present = Arc::clone(&starting);
+        let started = Arc::new(Notify::new());
+        let notified = Arc::clone(&started);
         let spawner = Spawner::new()?;
         thread::Builder::new()
             .name("boxd-start".to_owned())
             .stack_size(THREAD_STACK_BYTES)
-            .spawn(move || start_requested(spawner, &received, &registered, &present))?;
+            .spawn(move || start_requested(spawner, &received, &registered, &present, &notified))?;
         let this = Self {
             gate: Arc::default(),
             children,
             starting,
+            started,
             requests,
         };
         Ok((Arc::new(this), child_signals))
@@ -170,6 +177,11 @@ impl Reaper {
         self.requests.send(request).map_err(|_| ended())?;
         let child = self.watching(result).await;
         child.unwrap_or_else(|_| Err(ended()))
+    }
+
+    /// Resolves when a process is started after this call.
+    pub fn next_start(&self) -> Notified<'_> {
+        self.started.notified()
     }
 
     /// Awaits something that waits for the present start.
@@ -241,6 +253,7 @@ fn start_requested(
     requests: &mpsc::Receiver<StartRequest>,
     children: &Children,
     starting: &Starting,
+    notified: &Notify,
 ) {
     for request in requests {
         let StartRequest {
@@ -254,6 +267,7 @@ fn start_requested(
         drop(gate);
         // Closes boxd's copies of the command's streams.
         drop(process);
+        notified.notify_waiters();
         // The receiver may be gone; the child is registered and will be reaped.
         let _ = started.send(child);
     }
@@ -265,6 +279,14 @@ fn spawn(spawner: &mut Spawner, process: &NewProcess, children: &Children) -> io
     let (sender, ended) = oneshot::channel();
     children.lock().insert(pid.as_raw(), sender);
     Ok(Child { pid, ended })
+}
+
+/// Whether the box has a process besides boxd, which is the parent of its commands and of all orphans.
+#[must_use]
+pub fn has_processes() -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    // Not reaped here: I1.
+    !matches!(waitid(WaitId::All, options), Err(Errno::CHILD))
 }
 
 fn is_stopped(pid: i32) -> bool {

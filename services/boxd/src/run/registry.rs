@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{Run, RunId};
@@ -22,7 +22,8 @@ const KEEP_FINISHED: Duration = Duration::from_secs(30);
 const MAX_FINISHED: usize = 64;
 /// The limit for the output that ended runs hold, in bytes.
 const MAX_FINISHED_BYTES: usize = 4 * 1024 * 1024;
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// The shortest pause between two sweeps that remove old runs.
+const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 /// How long a resume waits for a run that is being started.
 const START_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -59,6 +60,8 @@ pub struct Registry {
     runs: Mutex<Entries>,
     /// Incremented when a start has succeeded or failed.
     started: watch::Sender<u64>,
+    /// Notified when a run has ended.
+    finished: Notify,
 }
 
 /// A reserved id; released on drop unless committed.
@@ -76,6 +79,7 @@ impl Registry {
             slots,
             runs: Mutex::default(),
             started: watch::Sender::new(0),
+            finished: Notify::new(),
         }
     }
 
@@ -126,6 +130,7 @@ impl Registry {
         let entry = Entry::Finished(Arc::clone(run), Instant::now());
         self.runs.lock().entries.insert(run.id().clone(), entry);
         self.sweep();
+        self.finished.notify_waiters();
     }
 
     /// Removes a run whose output is incomplete: it cannot be resumed.
@@ -133,8 +138,9 @@ impl Registry {
         self.runs.lock().entries.remove(run.id());
     }
 
-    /// Removes ended runs that are too old, then the oldest over the limits.
-    pub fn sweep(&self) {
+    /// Removes ended runs that are too old, then the oldest over the limits. Returns when the oldest
+    /// of the others becomes too old.
+    fn sweep(&self) -> Option<Instant> {
         let mut runs = self.runs.lock();
         let mut finished: Vec<(Instant, usize, RunId)> = runs
             .entries
@@ -146,23 +152,34 @@ impl Registry {
             .collect();
         finished.sort_by_key(|(at, _, _)| std::cmp::Reverse(*at));
         let mut bytes = 0;
+        let mut oldest = None;
         for (number, (at, held, id)) in finished.into_iter().enumerate() {
             bytes += held;
             // The newest always stays: its exit may not have been read yet.
             let over_limit = number > 0 && (number >= MAX_FINISHED || bytes > MAX_FINISHED_BYTES);
             if over_limit || at.elapsed() > KEEP_FINISHED {
                 runs.entries.remove(&id);
+            } else {
+                oldest = Some(at);
             }
         }
+        oldest.map(|at| at + KEEP_FINISHED)
     }
 
-    /// Sweeps once a second until `stop`.
-    pub async fn sweep_periodically(self: Arc<Self>, stop: CancellationToken) {
-        let mut ticks = interval(SWEEP_INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    /// Removes ended runs that have become too old, until `stop`. Has no timer while none is kept.
+    pub async fn remove_expired(self: Arc<Self>, stop: CancellationToken) {
         loop {
+            // Before the sweep: a run that ends after it is noticed.
+            let finished = self.finished.notified();
+            let expiry = self.sweep();
+            let due = async {
+                match expiry {
+                    Some(due) => sleep_until(due.max(Instant::now() + SWEEP_PAUSE)).await,
+                    None => finished.await,
+                }
+            };
             tokio::select! {
-                _ = ticks.tick() => self.sweep(),
+                () = due => {}
                 () = stop.cancelled() => return,
             }
         }
