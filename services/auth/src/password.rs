@@ -8,8 +8,9 @@
 //! * I2. One client network has only a part of these places, so that its flood does not refuse the
 //!   logins of other networks.
 //! * I3. The check for an unknown user computes the same hash as the check for a known one.
-//! * I4. The memory of a computation, 19 MiB, is kept for the next one. If each allocated and freed its
-//!   own, the allocator would keep as much for every thread that ever ran one.
+//! * I4. The memory of a computation is kept for the next one for [`KEEP_MEMORY`] ([`memory`]).
+
+mod memory;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -24,8 +25,10 @@ use argon2::password_hash::PasswordVerifier;
 use argon2::password_hash::phc::{Output, ParamsString, PasswordHash, Salt};
 use argon2::{ARGON2ID_IDENT, Algorithm, Argon2, Block, Params, Version};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::metrics;
+use memory::Memory;
 
 /// OWASP's recommendation for Argon2id: 19 MiB, two passes, one lane.
 const MEMORY_KIB: u32 = 19_456;
@@ -33,6 +36,8 @@ const PASSES: u32 = 2;
 const LANES: u32 = 1;
 /// A request that waited this long is refused: its caller has timed out by then.
 const MAX_WAIT: Duration = Duration::from_secs(4);
+/// How long the memory of computations is kept after the last one.
+const KEEP_MEMORY: Duration = Duration::from_secs(60);
 
 /// The different characters that a password has at least, blanks excepted.
 const MIN_DIFFERENT: usize = 4;
@@ -151,22 +156,6 @@ fn failed(error: impl std::fmt::Display) -> HasherError {
     HasherError::Failed(error.to_string())
 }
 
-/// The memory of the computations that have ended.
-#[derive(Default)]
-struct Memory(Mutex<Vec<Vec<Block>>>);
-
-impl Memory {
-    /// Runs `work` in the memory of an earlier computation, or in new memory if none is free.
-    fn with<T>(&self, blocks: usize, work: impl FnOnce(&mut [Block]) -> T) -> T {
-        let free = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let earlier = free().pop();
-        let mut memory = earlier.unwrap_or_else(|| vec![Block::new(); blocks]);
-        let outcome = work(&mut memory);
-        free().push(memory);
-        outcome
-    }
-}
-
 /// Computes a hash with our parameters.
 fn compute_hash(
     argon2: &Argon2<'_>,
@@ -278,6 +267,18 @@ impl Hasher {
             })
             .await?;
         Ok(matches && user_exists)
+    }
+
+    /// Frees the memory of computations a minute after the last one, until `shutdown`.
+    ///
+    /// # Errors
+    /// Never: this is a task of the service.
+    pub async fn free_unused_memory(
+        self: Arc<Self>,
+        shutdown: CancellationToken,
+    ) -> Result<(), anyhow::Error> {
+        self.memory.free_unused(KEEP_MEMORY, &shutdown).await;
+        Ok(())
     }
 
     async fn compute<T: Send + 'static>(
@@ -433,7 +434,7 @@ mod tests {
         // The margin is for the tests that run beside this one.
         let grown = resident_mib().saturating_sub(before);
         assert!(grown < 16 * 19, "{grown} MiB more");
-        let kept = hasher.memory.0.lock().unwrap().len();
+        let kept = hasher.memory.kept_count();
         assert!(kept <= AT_ONCE as usize, "memory of {kept} computations");
     }
 
