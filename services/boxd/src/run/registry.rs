@@ -5,7 +5,7 @@
 //! * I2. An active run holds a slot. Ended runs are kept for readers that resume, within the
 //!   limits of the constants.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,12 +46,14 @@ enum Entry {
         /// Free again when the run has ended.
         _slot: Slot,
     },
-    Finished(Arc<Run>, Instant),
+    Finished(Arc<Run>),
 }
 
 #[derive(Default)]
 struct Entries {
     entries: HashMap<RunId, Entry>,
+    /// The ended runs that are kept, in the order of their ends.
+    finished: VecDeque<(Arc<Run>, Instant)>,
     closed: bool,
 }
 
@@ -112,7 +114,7 @@ impl Registry {
         let found = async {
             loop {
                 match self.runs.lock().entries.get(id) {
-                    Some(Entry::Active { run, .. } | Entry::Finished(run, _)) => {
+                    Some(Entry::Active { run, .. } | Entry::Finished(run)) => {
                         return Some(Arc::clone(run));
                     }
                     Some(Entry::Starting) => {}
@@ -127,8 +129,11 @@ impl Registry {
 
     /// Marks a run as ended; it is kept for a while for readers that resume.
     pub fn finish(&self, run: &Arc<Run>) {
-        let entry = Entry::Finished(Arc::clone(run), Instant::now());
-        self.runs.lock().entries.insert(run.id().clone(), entry);
+        let mut runs = self.runs.lock();
+        let entry = Entry::Finished(Arc::clone(run));
+        runs.entries.insert(run.id().clone(), entry);
+        runs.finished.push_back((Arc::clone(run), Instant::now()));
+        drop(runs);
         self.sweep();
         self.finished.notify_waiters();
     }
@@ -142,28 +147,21 @@ impl Registry {
     /// of the others becomes too old.
     fn sweep(&self) -> Option<Instant> {
         let mut runs = self.runs.lock();
-        let mut finished: Vec<(Instant, usize, RunId)> = runs
-            .entries
-            .iter()
-            .filter_map(|(id, entry)| match entry {
-                Entry::Finished(run, at) => Some((*at, run.buffered_bytes(), id.clone())),
-                Entry::Starting | Entry::Active { .. } => None,
-            })
-            .collect();
-        finished.sort_by_key(|(at, _, _)| std::cmp::Reverse(*at));
+        let runs = &mut *runs;
         let mut bytes = 0;
-        let mut oldest = None;
-        for (number, (at, held, id)) in finished.into_iter().enumerate() {
-            bytes += held;
+        let newest_first = runs.finished.iter().rev().enumerate();
+        let kept = newest_first.take_while(|(number, (run, at))| {
+            bytes += run.buffered_bytes();
             // The newest always stays: its exit may not have been read yet.
-            let over_limit = number > 0 && (number >= MAX_FINISHED || bytes > MAX_FINISHED_BYTES);
-            if over_limit || at.elapsed() > KEEP_FINISHED {
-                runs.entries.remove(&id);
-            } else {
-                oldest = Some(at);
-            }
+            let over_limit = *number > 0 && (*number >= MAX_FINISHED || bytes > MAX_FINISHED_BYTES);
+            !over_limit && at.elapsed() <= KEEP_FINISHED
+        });
+        let removed = runs.finished.len() - kept.count();
+        for (run, _) in runs.finished.drain(..removed) {
+            runs.entries.remove(run.id());
         }
-        oldest.map(|at| at + KEEP_FINISHED)
+        let oldest = runs.finished.front();
+        oldest.map(|(_, at)| *at + KEEP_FINISHED)
     }
 
     /// Removes ended runs that have become too old, until `stop`. Has no timer while none is kept.
