@@ -15,9 +15,9 @@
 //!   resets them before it unblocks them. Without `CLONE_SIGHAND`, `CLONE_FILES` and `CLONE_FS` it has a
 //!   table of signals, descriptors and a directory of its own.
 //! * I4. Memory is shared only with a process of boxd's own user. A process that becomes another user gets a
-//!   copy of it: that user may send signals to the process before it executes, and a change of the user makes
-//!   memory dumpable where `fs.suid_dumpable` is 1. That applies to the memory, not to the process, and boxd's
-//!   memory holds the box's token.
+//!   copy of it: where `fs.suid_dumpable` is 1, the kernel makes memory dumpable when a process that has it
+//!   changes its user. Shared memory would then be boxd's own, with the box's token, and that user could read
+//!   and write it through the process.
 //! * I5. The OOM killer ignores a process between vfork and exec, and a change of its score then does not
 //!   change boxd's (Linux 4.8 and later).
 
@@ -70,8 +70,8 @@ impl Spawner {
         })
     }
 
-    /// Creates the process, and returns once it executes its program. A process that was killed before
-    /// that is a process that has ended. Nobody else may reap meanwhile.
+    /// Creates the process, and returns once it executes its program. One that is killed before that is
+    /// returned too. Nobody else may reap meanwhile.
     ///
     /// # Errors
     /// As `clone(2)`, and as the system call that kept the process from executing, such as `execve(2)`; then
