@@ -26,7 +26,7 @@ use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, WaitOptions, WaitStatus, wait, waitid};
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::sync::futures::Notified;
-use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, oneshot};
+use tokio::sync::{Notify, oneshot};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -86,14 +86,13 @@ type Starting = Mutex<Option<(Pid, Instant)>>;
 /// A process for the thread that starts commands.
 struct StartRequest {
     process: NewProcess,
-    /// Held until the child is registered: I2.
-    gate: OwnedRwLockReadGuard<()>,
     started: oneshot::Sender<io::Result<Child>>,
 }
 
 pub struct Reaper {
-    /// Held for reading by starts and for writing by reaping: I2.
-    gate: Arc<RwLock<()>>,
+    /// Held by a start until its child is registered, and by reaping: I2. It is fair: neither waits for
+    /// more than one of the other.
+    gate: Arc<tokio::sync::Mutex<()>>,
     children: Arc<Children>,
     starting: Arc<Starting>,
     /// Notified when a process was started.
@@ -118,13 +117,24 @@ impl Reaper {
         let present = Arc::clone(&starting);
         let started = Arc::new(Notify::new());
         let notified = Arc::clone(&started);
+        let gate = Arc::new(tokio::sync::Mutex::new(()));
+        let of_thread = Arc::clone(&gate);
         let spawner = Spawner::new()?;
         thread::Builder::new()
             .name("boxd-start".to_owned())
             .stack_size(THREAD_STACK_BYTES)
-            .spawn(move || start_requested(spawner, &received, &registered, &present, &notified))?;
+            .spawn(move || {
+                let thread = StartThread {
+                    spawner,
+                    gate: of_thread,
+                    children: registered,
+                    starting: present,
+                    started: notified,
+                };
+                thread.run(&received);
+            })?;
         let this = Self {
-            gate: Arc::default(),
+            gate,
             children,
             starting,
             started,
@@ -137,7 +147,7 @@ impl Reaper {
     pub async fn run(self: Arc<Self>, mut child_signals: SignalStream, stop: CancellationToken) {
         loop {
             {
-                let _no_starts = self.watching(self.gate.write()).await;
+                let _no_starts = self.watching(self.gate.lock()).await;
                 self.reap_all();
             }
             tokio::select! {
@@ -166,13 +176,8 @@ impl Reaper {
     /// # Errors
     /// As [`Spawner::spawn`].
     pub async fn start(&self, process: NewProcess) -> io::Result<Child> {
-        let gate = self.watching(Arc::clone(&self.gate).read_owned()).await;
         let (started, result) = oneshot::channel();
-        let request = StartRequest {
-            process,
-            gate,
-            started,
-        };
+        let request = StartRequest { process, started };
         let ended = || io::Error::other("the thread that starts commands has ended");
         self.requests.send(request).map_err(|_| ended())?;
         let child = self.watching(result).await;
@@ -247,38 +252,44 @@ impl Reaper {
     }
 }
 
-/// Starts the requested commands, one after the other, until the reaper is dropped.
-fn start_requested(
-    mut spawner: Spawner,
-    requests: &mpsc::Receiver<StartRequest>,
-    children: &Children,
-    starting: &Starting,
-    notified: &Notify,
-) {
-    for request in requests {
-        let StartRequest {
-            process,
-            gate,
-            started,
-        } = request;
-        *starting.lock() = Some((gettid(), Instant::now()));
-        let child = spawn(&mut spawner, &process, children);
-        *starting.lock() = None;
-        drop(gate);
-        // Closes boxd's copies of the command's streams.
-        drop(process);
-        notified.notify_waiters();
-        // The receiver may be gone; the child is registered and will be reaped.
-        let _ = started.send(child);
-    }
+/// The thread that starts commands.
+struct StartThread {
+    spawner: Spawner,
+    gate: Arc<tokio::sync::Mutex<()>>,
+    children: Arc<Children>,
+    starting: Arc<Starting>,
+    started: Arc<Notify>,
 }
 
-/// Starts the process and registers it.
-fn spawn(spawner: &mut Spawner, process: &NewProcess, children: &Children) -> io::Result<Child> {
-    let pid = spawner.spawn(process)?;
-    let (sender, ended) = oneshot::channel();
-    children.lock().insert(pid.as_raw(), sender);
-    Ok(Child { pid, ended })
+impl StartThread {
+    /// Starts the requested commands, one after the other, until the reaper is dropped.
+    fn run(mut self, requests: &mpsc::Receiver<StartRequest>) {
+        for StartRequest { process, started } in requests {
+            if started.is_closed() {
+                // Its caller has gone away while it waited.
+                continue;
+            }
+            let child = self.start(&process);
+            // Closes boxd's copies of the command's streams.
+            drop(process);
+            self.started.notify_waiters();
+            // The receiver may be gone; the child is registered and will be reaped.
+            let _ = started.send(child);
+        }
+    }
+
+    /// Starts the process and registers it.
+    fn start(&mut self, process: &NewProcess) -> io::Result<Child> {
+        let _not_reaped = self.gate.blocking_lock();
+        *self.starting.lock() = Some((gettid(), Instant::now()));
+        let spawned = self.spawner.spawn(process);
+        let (sender, ended) = oneshot::channel();
+        if let Ok(pid) = &spawned {
+            self.children.lock().insert(pid.as_raw(), sender);
+        }
+        *self.starting.lock() = None;
+        spawned.map(|pid| Child { pid, ended })
+    }
 }
 
 /// Whether the box has a process besides boxd, which is the parent of its commands and of all orphans.
