@@ -3,7 +3,7 @@
 //! The scheduler validates the fields of a request, before it stores anything.
 
 mod start;
-mod usage;
+pub(crate) mod usage;
 
 use agentbox_api::environment::{
     CreateEnvironment, CreateQuery, DeleteQuery, EnvironmentBody, EnvironmentList, ListQuery,

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::environments::usage::UsageCache;
 use crate::exec;
 use crate::memory::{
     self, MAX_BODY_BYTES, MAX_BODY_BYTES_PER_USER, MAX_STORED_EVENTS, MAX_STORED_EVENTS_PER_USER,
@@ -56,6 +57,7 @@ pub(crate) struct AppState {
     pub limiter: Limiter,
     pub signatures: Signatures,
     pub token_subjects: TokenSubjectCache,
+    pub usage: UsageCache,
     /// Cancelled when this replica stops taking new connections.
     pub draining: CancellationToken,
     /// Cancelled [`DRAIN_NOTICE`] after `draining`; ends streams that were opened before it.
@@ -109,6 +111,7 @@ impl AppState {
             limiter,
             signatures: Signatures::default(),
             token_subjects: TokenSubjectCache::default(),
+            usage: UsageCache::default(),
             draining_streams: shutdown.child_token(),
             draining,
             shutdown,

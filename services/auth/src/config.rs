@@ -87,8 +87,8 @@ pub struct Config {
     #[arg(long, env = "AGENTBOX_KEYS_PER_USER", default_value_t = 100)]
     pub keys_per_user: u32,
 
-    /// Password hashes computed at once, 1 to 64; each takes 19 MiB, which stay allocated, and
-    /// one core.
+    /// Password hashes computed at once, 1 to 64; each takes 19 MiB, which are freed a
+    /// minute after the last one, and one core.
     #[arg(long, env = "AGENTBOX_HASH_CONCURRENCY", default_value_t = 2,
           value_parser = clap::value_parser!(u32).range(1..=64))]
     pub hash_concurrency: u32,

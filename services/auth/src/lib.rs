@@ -110,7 +110,7 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
             keyring.clone(),
             config.token_ttl(),
         ),
-        users: user::Users::new(database.clone(), hasher, deleted.clone()),
+        users: user::Users::new(database.clone(), hasher.clone(), deleted.clone()),
         api_keys: api_key::ApiKeys::new(database.clone(), secret.clone(), config.keys_per_user),
         tickets,
         previews: preview::Previews::new(database.clone(), secret),
@@ -125,6 +125,10 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
         ..
     } = context;
     tasks.spawn("signing-keys", keyring.run(shutdown.clone()));
+    tasks.spawn(
+        "password-memory",
+        hasher.free_unused_memory(shutdown.clone()),
+    );
     tasks.spawn("last-used", {
         let (last_used, shutdown) = (last_used.clone(), shutdown.clone());
         let interval = config.last_used_flush();

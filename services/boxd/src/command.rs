@@ -1,8 +1,13 @@
 //! A command to start: which file is executed, and how a start fails.
+//!
+//! [`NewProcess`] is its prepared process, and [`Spawner`] creates that.
 
+mod child;
 mod launch;
+mod spawn;
 
-pub use launch::{StandardStreams, build_command};
+pub use launch::{NewProcess, StandardStreams};
+pub use spawn::Spawner;
 
 use std::ffi::{OsStr, OsString};
 use std::io;

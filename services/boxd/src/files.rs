@@ -5,7 +5,7 @@
 //! the image is never needed, and an operation that hangs or runs out of memory ends alone. This module
 //! starts that process, relays messages and ends it; the others are what the process does.
 //!
-//! The executable is `/proc/self/exe`: after the fork it leads to boxd's own file, wherever the driver
+//! The executable is `/proc/self/exe`: before the execution it leads to boxd's own file, wherever the driver
 //! put it, and a process may always follow its own link, also when it is not dumpable and has another
 //! user already. Both drivers install boxd executable for everybody. After the execution nothing of
 //! boxd's memory is left in the process, and its environment is empty.
@@ -47,7 +47,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -74,7 +73,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Status, Streaming};
 
-use crate::command::{CommandSpec, StandardStreams, build_command};
+use crate::command::{CommandSpec, NewProcess, StandardStreams};
 use crate::environment::Variables;
 use crate::reaper::{Child, Reaper};
 use crate::user::User;
@@ -185,11 +184,11 @@ impl Files {
             Ok(connection) => connection,
             Err(error) => return not_started(&error).map(Err),
         };
-        let command = match build_command(&spec, Path::new("/proc/self/exe"), streams) {
-            Ok(command) => command,
+        let process = match NewProcess::new(&spec, Path::new("/proc/self/exe"), streams) {
+            Ok(process) => process,
             Err(error) => return not_started(&error).map(Err),
         };
-        match self.reaper.start(command).await {
+        match self.reaper.start(process).await {
             Ok(child) => Ok(Ok((child, own))),
             Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::EPERM | Errno::EINVAL) if is_other_user => Ok(Err(Failure::new(
@@ -225,7 +224,7 @@ fn connection() -> io::Result<(UnixStream, StandardStreams)> {
     own.set_nonblocking(true)?;
     let process = OwnedFd::from(process);
     let streams = StandardStreams::Pipes {
-        stdin: Stdio::from(process.try_clone()?),
+        stdin: Some(process.try_clone()?),
         stdout: process,
         stderr: File::options().write(true).open("/dev/null")?.into(),
     };

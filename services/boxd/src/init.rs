@@ -101,7 +101,10 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
     if let Some(path) = &settings.termination_file {
         close_to_others(path, 0o600);
         match termination_file::open(path) {
-            Ok(file) => drop(background.spawn(termination_file::bound(file, stop.clone()))),
+            Ok(file) => {
+                let reaper = Arc::clone(&reaper);
+                drop(background.spawn(termination_file::bound(file, reaper, stop.clone())));
+            }
             Err(error) => stderr::line(&format!("boxd: opening the termination file: {error}")),
         }
     }
@@ -111,7 +114,7 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
     let log = Arc::new(Log::open(&settings)?);
     let sampler = Arc::new(UsageSampler::default());
     background.spawn(Arc::clone(&sampler).run(stop.clone()));
-    background.spawn(Arc::clone(&registry).sweep_periodically(stop.clone()));
+    background.spawn(Arc::clone(&registry).remove_expired(stop.clone()));
     let phase = match (command.is_empty(), settings.warm) {
         (false, _) => Phase::Starting,
         (true, true) => Phase::Unconfigured,

@@ -8,7 +8,6 @@
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::Arc;
 
 use agentbox_box_protocol::termination::Termination;
@@ -20,7 +19,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::command::{CommandSpec, NOT_EXECUTABLE, StandardStreams, StartError, build_command};
+use crate::command::{CommandSpec, NOT_EXECUTABLE, NewProcess, StandardStreams, StartError};
 use crate::environment::Environment;
 use crate::logs::Log;
 use crate::process::output_pipe;
@@ -156,12 +155,12 @@ impl MainCommand {
         let (stdout, stdout_source) = output_pipe().map_err(pipe_error)?;
         let (stderr, stderr_source) = output_pipe().map_err(pipe_error)?;
         let streams = StandardStreams::Pipes {
-            stdin: Stdio::null(),
+            stdin: None,
             stdout,
             stderr,
         };
-        let command = build_command(&spec, &file, streams).map_err(pipe_error)?;
-        let child = self.reaper.start(command).await.map_err(|error| {
+        let process = NewProcess::new(&spec, &file, streams).map_err(pipe_error)?;
+        let child = self.reaper.start(process).await.map_err(|error| {
             let program = spec
                 .argv
                 .first()

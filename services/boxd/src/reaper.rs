@@ -6,7 +6,7 @@
 //! * I1. Only [`Reaper::run`] reaps; it sends the exit status to the task that started the
 //!   child.
 //! * I2. A child is not reaped before that task is registered, nor while it is being
-//!   started (`std` itself waits for a child whose exec failed).
+//!   started ([`Spawner`] itself waits for a child whose exec failed).
 //! * I3. A group is signalled only while its leader is not reaped: until then the kernel
 //!   cannot reuse its id.
 //! * I4. A start creates no thread.
@@ -15,7 +15,6 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::process::Command;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,11 +22,15 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, gettid};
 use parking_lot::Mutex;
-use rustix::process::{WaitOptions, WaitStatus, wait};
+use rustix::io::Errno;
+use rustix::process::{WaitId, WaitIdOptions, WaitOptions, WaitStatus, wait, waitid};
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
-use tokio::sync::{OwnedRwLockReadGuard, RwLock, oneshot};
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+
+use crate::command::{NewProcess, Spawner};
 
 /// The number of scans for a session's processes: a process that forks during one scan is
 /// found by the next.
@@ -80,19 +83,20 @@ type Children = Mutex<HashMap<i32, oneshot::Sender<ExitStatus>>>;
 /// The id of the thread that starts commands, and since when it starts the present one.
 type Starting = Mutex<Option<(Pid, Instant)>>;
 
-/// A command for the thread that starts commands.
+/// A process for the thread that starts commands.
 struct StartRequest {
-    command: Command,
-    /// Held until the child is registered: I2.
-    gate: OwnedRwLockReadGuard<()>,
+    process: NewProcess,
     started: oneshot::Sender<io::Result<Child>>,
 }
 
 pub struct Reaper {
-    /// Held for reading by starts and for writing by reaping: I2.
-    gate: Arc<RwLock<()>>,
+    /// Held by a start until its child is registered, and by reaping: I2. It is fair: neither waits for
+    /// more than one of the other.
+    gate: Arc<tokio::sync::Mutex<()>>,
     children: Arc<Children>,
     starting: Arc<Starting>,
+    /// Notified when a process was started.
+    started: Arc<Notify>,
     /// The number of waiting requests is bounded by the box's slots.
     requests: mpsc::Sender<StartRequest>,
 }
@@ -102,7 +106,7 @@ impl Reaper {
     /// thread that starts commands. The thread ends when the reaper is dropped.
     ///
     /// # Errors
-    /// As `sigaction(2)`, `prctl(2)`, `pthread_create(3)`.
+    /// As `sigaction(2)`, `prctl(2)`, `mmap(2)`, `pthread_create(3)`.
     pub fn new() -> io::Result<(Arc<Self>, SignalStream)> {
         nix::sys::prctl::set_child_subreaper(true)?;
         let child_signals = signal(SignalKind::child())?;
@@ -111,14 +115,29 @@ impl Reaper {
         let registered = Arc::clone(&children);
         let starting = Arc::new(Starting::default());
         let present = Arc::clone(&starting);
+        let started = Arc::new(Notify::new());
+        let notified = Arc::clone(&started);
+        let gate = Arc::new(tokio::sync::Mutex::new(()));
+        let of_thread = Arc::clone(&gate);
+        let spawner = Spawner::new()?;
         thread::Builder::new()
             .name("boxd-start".to_owned())
             .stack_size(THREAD_STACK_BYTES)
-            .spawn(move || start_requested(&received, &registered, &present))?;
+            .spawn(move || {
+                let thread = StartThread {
+                    spawner,
+                    gate: of_thread,
+                    children: registered,
+                    starting: present,
+                    started: notified,
+                };
+                thread.run(&received);
+            })?;
         let this = Self {
-            gate: Arc::default(),
+            gate,
             children,
             starting,
+            started,
             requests,
         };
         Ok((Arc::new(this), child_signals))
@@ -128,7 +147,7 @@ impl Reaper {
     pub async fn run(self: Arc<Self>, mut child_signals: SignalStream, stop: CancellationToken) {
         loop {
             {
-                let _no_starts = self.watching(self.gate.write()).await;
+                let _no_starts = self.watching(self.gate.lock()).await;
                 self.reap_all();
             }
             tokio::select! {
@@ -152,22 +171,22 @@ impl Reaper {
         }
     }
 
-    /// Starts `command`, which must make itself a session leader.
+    /// Starts a process, which leads its session.
     ///
     /// # Errors
-    /// As `fork(2)`, `execve(2)`.
-    pub async fn start(&self, command: Command) -> io::Result<Child> {
-        let gate = self.watching(Arc::clone(&self.gate).read_owned()).await;
+    /// As [`Spawner::spawn`].
+    pub async fn start(&self, process: NewProcess) -> io::Result<Child> {
         let (started, result) = oneshot::channel();
-        let request = StartRequest {
-            command,
-            gate,
-            started,
-        };
+        let request = StartRequest { process, started };
         let ended = || io::Error::other("the thread that starts commands has ended");
         self.requests.send(request).map_err(|_| ended())?;
         let child = self.watching(result).await;
         child.unwrap_or_else(|_| Err(ended()))
+    }
+
+    /// Resolves when a process is started after this call.
+    pub fn next_start(&self) -> Notified<'_> {
+        self.started.notified()
     }
 
     /// Awaits something that waits for the present start.
@@ -233,37 +252,52 @@ impl Reaper {
     }
 }
 
-/// Starts the requested commands, one after the other, until the reaper is dropped.
-fn start_requested(
-    requests: &mpsc::Receiver<StartRequest>,
-    children: &Children,
-    starting: &Starting,
-) {
-    for request in requests {
-        let StartRequest {
-            mut command,
-            gate,
-            started,
-        } = request;
-        *starting.lock() = Some((gettid(), Instant::now()));
-        let child = spawn(&mut command, children);
-        *starting.lock() = None;
-        drop(gate);
-        // The receiver may be gone; the child is registered and will be reaped.
-        let _ = started.send(child);
+/// The thread that starts commands.
+struct StartThread {
+    spawner: Spawner,
+    gate: Arc<tokio::sync::Mutex<()>>,
+    children: Arc<Children>,
+    starting: Arc<Starting>,
+    started: Arc<Notify>,
+}
+
+impl StartThread {
+    /// Starts the requested commands, one after the other, until the reaper is dropped.
+    fn run(mut self, requests: &mpsc::Receiver<StartRequest>) {
+        for StartRequest { process, started } in requests {
+            if started.is_closed() {
+                // Its caller has gone away while it waited.
+                continue;
+            }
+            let child = self.start(&process);
+            // Closes boxd's copies of the command's streams.
+            drop(process);
+            self.started.notify_waiters();
+            // The receiver may be gone; the child is registered and will be reaped.
+            let _ = started.send(child);
+        }
+    }
+
+    /// Starts the process and registers it.
+    fn start(&mut self, process: &NewProcess) -> io::Result<Child> {
+        let _not_reaped = self.gate.blocking_lock();
+        *self.starting.lock() = Some((gettid(), Instant::now()));
+        let spawned = self.spawner.spawn(process);
+        let (sender, ended) = oneshot::channel();
+        if let Ok(pid) = &spawned {
+            self.children.lock().insert(pid.as_raw(), sender);
+        }
+        *self.starting.lock() = None;
+        spawned.map(|pid| Child { pid, ended })
     }
 }
 
-/// Starts the process and registers it.
-fn spawn(command: &mut Command, children: &Children) -> io::Result<Child> {
-    let process = command.spawn()?;
-    let pid = i32::try_from(process.id()).map_err(io::Error::other)?;
-    let (sender, ended) = oneshot::channel();
-    children.lock().insert(pid, sender);
-    Ok(Child {
-        pid: Pid::from_raw(pid),
-        ended,
-    })
+/// Whether the box has a process besides boxd, which is the parent of its commands and of all orphans.
+#[must_use]
+pub fn has_processes() -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    // Not reaped here: I1.
+    !matches!(waitid(WaitId::All, options), Err(Errno::CHILD))
 }
 
 fn is_stopped(pid: i32) -> bool {

@@ -5,16 +5,20 @@
 //!
 //! * I1. A file that has become too large is emptied within [`INTERVAL`]. boxd holds it open from its
 //!   start, so it needs no new descriptor for that.
+//! * I2. It is looked at while the box has a process besides boxd, and once after that. A process that
+//!   enters the box from outside it, as a debugger does, does not count.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::reaper::{self, Reaper};
 use crate::stderr;
 
 /// The pause between two checks. No notification is used: a box may have used up its inotify
@@ -34,20 +38,27 @@ pub fn open(path: &Path) -> io::Result<File> {
 }
 
 /// Keeps the file small until `stop`.
-pub async fn bound(file: File, stop: CancellationToken) {
-    let mut ticks = interval(INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+pub async fn bound(file: File, reaper: Arc<Reaper>, stop: CancellationToken) {
     loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            () = stop.cancelled() => return,
-        }
+        // Before the file is looked at: what is started or ends meanwhile is looked at again.
+        let started = reaper.next_start();
+        let has_processes = reaper::has_processes();
         match empty_if_large(&file) {
             Ok(false) => {}
             Ok(true) => {
                 stderr::line("boxd: emptied the termination file, which a process had filled")
             }
             Err(error) => stderr::line(&format!("boxd: bounding the termination file: {error}")),
+        }
+        let changed = async {
+            match has_processes {
+                true => sleep(INTERVAL).await,
+                false => started.await,
+            }
+        };
+        tokio::select! {
+            () = changed => {}
+            () = stop.cancelled() => return,
         }
     }
 }

@@ -3,16 +3,19 @@
 mod cgroup;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use agentbox_box_protocol::proto;
+use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use cgroup::Cgroup;
 
-const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
+/// For how long a reading is used again, however many ask.
+const MAX_AGE: Duration = Duration::from_secs(1);
+/// How often an idle box is read: CPU usage is the average since the last reading.
+const IDLE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The number of processes in the box that the kernel's OOM killer has killed; 0 when it
 /// cannot be read.
@@ -21,44 +24,58 @@ pub fn oom_kills() -> u64 {
     Cgroup::own().oom_kills()
 }
 
-/// Samples CPU usage, which is the difference of two readings.
+/// Reads usage when it is asked for. CPU usage is the difference of two readings.
 #[derive(Default)]
 pub struct UsageSampler {
-    cpu_milli: AtomicU64,
+    last: Mutex<Option<Reading>>,
+}
+
+struct Reading {
+    at: Instant,
+    usage: proto::UsageReply,
 }
 
 impl UsageSampler {
-    /// Samples every second until `stop`.
+    /// Reads every 30 seconds until `stop`, so that the first caller after a pause does not receive the
+    /// average of a longer time.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
-        let mut ticks = interval(SAMPLE_INTERVAL);
+        let mut ticks = interval(IDLE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut last: Option<(Instant, u64)> = None;
         loop {
             tokio::select! {
-                _ = ticks.tick() => {}
+                _ = ticks.tick() => {
+                    let _ = self.read();
+                }
                 () = stop.cancelled() => return,
             }
-            let now = (Instant::now(), Cgroup::own().cpu_nanos());
-            if let Some((then, before)) = last {
-                let milli = cpu_milli(now.1.saturating_sub(before), now.0 - then);
-                self.cpu_milli.store(milli, Ordering::Relaxed);
-            }
-            last = Some(now);
         }
     }
 
-    /// The current usage; CPU is the average of about the last second.
+    /// The usage, at most one second old. CPU is the average since the reading before, which was 1 to
+    /// 30 seconds earlier.
     #[must_use]
     pub fn read(&self) -> proto::UsageReply {
+        let mut last = self.last.lock();
+        let now = Instant::now();
+        let before = match &*last {
+            Some(reading) if now - reading.at < MAX_AGE => return reading.usage,
+            Some(reading) => Some((reading.at, reading.usage.cpu_usage_nanos)),
+            None => None,
+        };
         let cgroup = Cgroup::own();
-        proto::UsageReply {
-            cpu_usage_nanos: cgroup.cpu_nanos(),
-            cpu_milli: self.cpu_milli.load(Ordering::Relaxed),
+        let cpu_usage_nanos = cgroup.cpu_nanos();
+        let usage = proto::UsageReply {
+            cpu_usage_nanos,
+            cpu_milli: before.map_or(0, |(at, used)| {
+                cpu_milli(cpu_usage_nanos.saturating_sub(used), now - at)
+            }),
             memory_bytes: cgroup.memory_bytes(),
             memory_limit_bytes: cgroup.memory_limit_bytes(),
             pids: cgroup.pids(),
             oom_kills: cgroup.oom_kills(),
-        }
+        };
+        *last = Some(Reading { at: now, usage });
+        usage
     }
 }
 
@@ -76,5 +93,26 @@ mod tests {
     fn half_a_core_is_500_milli_cpu() {
         assert_eq!(cpu_milli(1_000_000_000, Duration::from_secs(2)), 500);
         assert_eq!(cpu_milli(u64::MAX, Duration::ZERO), u64::MAX);
+    }
+
+    #[test]
+    fn reading_is_used_again_for_a_second() {
+        let sampler = UsageSampler::default();
+        let first = sampler.read();
+        let read_at = || sampler.last.lock().as_ref().map(|reading| reading.at);
+        let remember = |at: Instant| {
+            let usage = proto::UsageReply {
+                pids: 4242,
+                ..first
+            };
+            *sampler.last.lock() = Some(Reading { at, usage });
+        };
+        let recent = Instant::now();
+        remember(recent);
+        assert_eq!((sampler.read().pids, read_at()), (4242, Some(recent)));
+        let old = Instant::now() - MAX_AGE;
+        remember(old);
+        assert_ne!(sampler.read().pids, 4242);
+        assert!(read_at() > Some(old));
     }
 }

@@ -11,6 +11,7 @@
 //! * I3. Stopping takes no longer than the configured grace.
 
 mod admin;
+mod allocator;
 mod config;
 pub mod configuration;
 mod log_format;

@@ -1,30 +1,19 @@
-//! Builds the process of a command, with the code that runs between fork and exec.
-//!
-//! That code only makes system calls: it allocates no memory and takes no lock.
+//! Prepares the process of a command: everything that its creation must not allocate.
 
-#![allow(
-    unsafe_code,
-    reason = "CommandExt::pre_exec is the only way to run system calls between fork and exec"
-)]
-
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
+use std::fs::File;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
-
-use nix::libc;
-use rustix::process::{ioctl_tiocsctty, setsid};
 
 use super::CommandSpec;
-use crate::user::User;
 
 /// The command's standard streams.
 pub enum StandardStreams {
     Pipes {
-        stdin: Stdio,
+        /// `None`: the command reads the end of its input at once.
+        stdin: Option<OwnedFd>,
         stdout: OwnedFd,
         stderr: OwnedFd,
     },
@@ -32,172 +21,101 @@ pub enum StandardStreams {
     Terminal(OwnedFd),
 }
 
-/// Builds the process of `spec`, whose program resolved to `file`. It leads its own
-/// session and process group, has default signal dispositions, and is the OOM killer's
-/// first choice. Another user than boxd's own enters the working directory and executes the
-/// program: the kernel decides whether that user may.
+/// A process that can be created. It leads its own session and process group, has default signal
+/// dispositions and no blocked signal, and is the OOM killer's first choice.
 ///
-/// # Errors
-/// As `dup(2)`; `InvalidInput` for a directory with a NUL.
-pub fn build_command(
-    spec: &CommandSpec,
-    file: &Path,
-    streams: StandardStreams,
-) -> io::Result<Command> {
-    let mut command = Command::new(file);
-    if let Some((name, arguments)) = spec.argv.split_first() {
-        command.arg0(name).args(arguments);
-    }
-    command.env_clear().envs(&spec.variables);
-    let switch = spec
-        .user
-        .as_ref()
-        .map(|user| Switch::new(user, spec.working_dir.as_deref()))
-        .transpose()?;
-    if switch.is_none()
-        && let Some(directory) = &spec.working_dir
-    {
-        command.current_dir(directory);
-    }
-    let terminal = matches!(streams, StandardStreams::Terminal(_));
-    match streams {
-        StandardStreams::Pipes {
-            stdin,
-            stdout,
-            stderr,
-        } => {
-            command.stdin(stdin).stdout(stdout).stderr(stderr);
-        }
-        StandardStreams::Terminal(tty) => {
-            command
-                .stdin(tty.try_clone()?)
-                .stdout(tty.try_clone()?)
-                .stderr(tty);
-        }
-    }
-    // SAFETY: the closure only makes system calls (async-signal-safe) and touches no
-    // memory shared with other threads of boxd.
-    unsafe {
-        command.pre_exec(move || {
-            setsid()?;
-            if terminal {
-                ioctl_tiocsctty(BorrowedFd::borrow_raw(0))?;
+/// Another user than boxd's own enters the working directory and executes the program: the kernel
+/// decides whether that user may.
+pub struct NewProcess {
+    pub(super) file: CString,
+    /// Never empty.
+    pub(super) arguments: Vec<CString>,
+    /// `NAME=value` each.
+    pub(super) variables: Vec<CString>,
+    /// `None`: boxd's own.
+    pub(super) directory: Option<CString>,
+    /// Standard input, output and error. Their numbers are above those of the standard streams.
+    pub(super) streams: [OwnedFd; 3],
+    pub(super) terminal: bool,
+    /// `None`: boxd's own.
+    pub(super) user: Option<Ids>,
+}
+
+/// The ids of another user.
+pub(super) struct Ids {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// The supplementary groups.
+    pub(super) groups: Vec<u32>,
+}
+
+impl NewProcess {
+    /// Prepares the process of `spec`, whose program resolved to `file`.
+    ///
+    /// # Errors
+    /// As `dup(2)`, and `open(2)` of `/dev/null`; `InvalidInput` for a text with a NUL.
+    pub fn new(spec: &CommandSpec, file: &Path, streams: StandardStreams) -> io::Result<Self> {
+        let terminal = matches!(streams, StandardStreams::Terminal(_));
+        let [stdin, stdout, stderr] = match streams {
+            StandardStreams::Pipes {
+                stdin,
+                stdout,
+                stderr,
+            } => {
+                let stdin = match stdin {
+                    Some(stdin) => stdin,
+                    None => File::open("/dev/null")?.into(),
+                };
+                [stdin, stdout, stderr]
             }
-            reset_signals();
-            // Before the user changes: the file belongs to root.
-            raise_oom_score();
-            match &switch {
-                Some(switch) => switch.apply(terminal),
-                None => Ok(()),
-            }
+            StandardStreams::Terminal(tty) => [tty.try_clone()?, tty.try_clone()?, tty],
+        };
+        let file = c_string(file.as_os_str())?;
+        let mut arguments = Vec::with_capacity(spec.argv.len().max(1));
+        for argument in &spec.argv {
+            arguments.push(c_string(argument)?);
+        }
+        if arguments.is_empty() {
+            arguments.push(file.clone());
+        }
+        let variables = spec.variables.iter();
+        let variables = variables.map(|(name, value)| -> io::Result<CString> {
+            let mut variable = name.as_bytes().to_vec();
+            variable.push(b'=');
+            variable.extend_from_slice(value.as_bytes());
+            Ok(CString::new(variable)?)
         });
-    }
-    Ok(command)
-}
-
-/// What the process does to become another user; everything is allocated before the fork.
-struct Switch {
-    uid: libc::uid_t,
-    gid: libc::gid_t,
-    groups: Vec<libc::gid_t>,
-    directory: Option<CString>,
-}
-
-impl Switch {
-    fn new(user: &User, directory: Option<&Path>) -> io::Result<Self> {
-        let directory = directory.map(|path| CString::new(path.as_os_str().as_bytes()));
+        let directory = spec.working_dir.as_deref().map(Path::as_os_str);
         Ok(Self {
-            uid: user.uid,
-            gid: user.gid,
-            groups: user.groups.clone(),
-            directory: directory.transpose()?,
+            file,
+            arguments,
+            variables: variables.collect::<io::Result<_>>()?,
+            directory: directory.map(c_string).transpose()?,
+            streams: [
+                above_standard(stdin)?,
+                above_standard(stdout)?,
+                above_standard(stderr)?,
+            ],
+            terminal,
+            user: spec.user.as_ref().map(|user| Ids {
+                uid: user.uid,
+                gid: user.gid,
+                groups: user.groups.clone(),
+            }),
         })
     }
-
-    /// Becomes the user, then enters the directory. The system calls are made directly: the C
-    /// library's functions change all threads, for which they take locks.
-    fn apply(&self, terminal: bool) -> io::Result<()> {
-        for stream in 0..3 {
-            give_stream(stream, terminal, self.uid, self.gid);
-        }
-        // SAFETY: the arrays and the text outlive the calls, which the kernel only reads.
-        unsafe {
-            succeeded(libc::syscall(
-                libc::SYS_setgroups,
-                self.groups.len(),
-                self.groups.as_ptr(),
-            ))?;
-            succeeded(libc::syscall(
-                libc::SYS_setresgid,
-                self.gid,
-                self.gid,
-                self.gid,
-            ))?;
-            succeeded(libc::syscall(
-                libc::SYS_setresuid,
-                self.uid,
-                self.uid,
-                self.uid,
-            ))?;
-            if let Some(directory) = &self.directory {
-                succeeded(libc::syscall(libc::SYS_chdir, directory.as_ptr()))?;
-            }
-        }
-        Ok(())
-    }
 }
 
-fn succeeded(result: libc::c_long) -> io::Result<()> {
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+fn c_string(text: &OsStr) -> io::Result<CString> {
+    Ok(CString::new(text.as_bytes())?)
 }
 
-/// Gives the terminal or a pipe to the user, who may then open it again as `/dev/stdout` or
-/// `/dev/tty`. Other files, such as `/dev/null`, keep their owner. Errors are ignored: the stream
-/// itself works.
-fn give_stream(stream: libc::c_int, terminal: bool, uid: libc::uid_t, gid: libc::gid_t) {
-    // SAFETY: zero is a valid value of the plain structure, which the kernel fills.
-    unsafe {
-        let mut stat: libc::stat = std::mem::zeroed();
-        let is_pipe =
-            libc::fstat(stream, &raw mut stat) == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFIFO;
-        if terminal {
-            // The group stays `tty`.
-            libc::fchown(stream, uid, libc::gid_t::MAX);
-        } else if is_pipe {
-            libc::fchown(stream, uid, gid);
-        }
+/// Makes sure that no stream is overwritten before it is duplicated, and that duplicating removes
+/// its close-on-exec flag.
+fn above_standard(stream: OwnedFd) -> io::Result<OwnedFd> {
+    if stream.as_raw_fd() > 2 {
+        return Ok(stream);
     }
-}
-
-/// Resets all signals to their default: exec would keep ignored ones ignored. Uses the
-/// system call, because the C library refuses to change the two signals that it uses.
-fn reset_signals() {
-    // The kernel's `struct sigaction`, all zero: SIG_DFL, no flags, an empty mask.
-    let default = [0u64; 4];
-    let no_old = std::ptr::null_mut::<u64>();
-    for signal in 1..=64 {
-        // SAFETY: `default` has the size that the kernel reads, and SIG_DFL calls no
-        // handler. SIGKILL and SIGSTOP cannot be set: that error is ignored.
-        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), no_old, 8) };
-    }
-}
-
-/// Makes this process the OOM killer's first choice. Raising the own score needs no
-/// privilege; errors are ignored (no /proc, or another owner of it).
-fn raise_oom_score() {
-    const SCORE: &[u8] = b"1000";
-    // SAFETY: a constant path, a constant buffer, and the descriptor is closed here.
-    unsafe {
-        let file = libc::open(
-            c"/proc/self/oom_score_adj".as_ptr(),
-            libc::O_WRONLY | libc::O_CLOEXEC,
-        );
-        if file >= 0 {
-            libc::write(file, SCORE.as_ptr().cast(), SCORE.len());
-            libc::close(file);
-        }
-    }
+    // Duplicates to a number of at least 3.
+    stream.try_clone()
 }

@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -19,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{Process, ProcessSpec, Slots, Stdin};
 use crate::background_output::BackgroundOutput;
-use crate::command::{CommandSpec, NOT_EXECUTABLE, StandardStreams, StartError, build_command};
+use crate::command::{CommandSpec, NOT_EXECUTABLE, NewProcess, StandardStreams, StartError};
 use crate::environment::Environment;
 use crate::pump::Source;
 use crate::reaper::{Child, Reaper};
@@ -112,11 +111,11 @@ impl Starter {
     pub async fn launch(&self, prepared: Prepared) -> Result<Launched, StartError> {
         let (child_streams, parent_streams) =
             open_streams(&prepared).map_err(|error| stream_error(&error))?;
-        let command = build_command(&prepared.command, &prepared.file, child_streams)
+        let process = NewProcess::new(&prepared.command, &prepared.file, child_streams)
             .map_err(|error| stream_error(&error))?;
         let oom_kills = usage::oom_kills();
         let started_at = Instant::now();
-        let child = self.reaper.start(command).await.map_err(|error| {
+        let child = self.reaper.start(process).await.map_err(|error| {
             let argv = &prepared.command.argv;
             let program = argv.first().map(OsString::as_os_str).unwrap_or_default();
             StartError::from_exec(program, &error)
@@ -164,11 +163,11 @@ fn open_streams(prepared: &Prepared) -> io::Result<(StandardStreams, ParentStrea
     let (stdin, parent_stdin) = if prepared.stdin {
         let (child_end, parent_end) = pipe2(OFlag::O_CLOEXEC)?;
         (
-            Stdio::from(child_end),
+            Some(child_end),
             Some(Stdin::Pipe(pipe::Sender::from_owned_fd(parent_end)?)),
         )
     } else {
-        (Stdio::null(), None)
+        (None, None)
     };
     let (stdout, stdout_source) = output_pipe()?;
     let mut sources = vec![(OutputStream::Stdout, stdout_source)];

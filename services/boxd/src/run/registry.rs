@@ -5,13 +5,13 @@
 //! * I2. An active run holds a slot. Ended runs are kept for readers that resume, within the
 //!   limits of the constants.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{Run, RunId};
@@ -22,7 +22,8 @@ const KEEP_FINISHED: Duration = Duration::from_secs(30);
 const MAX_FINISHED: usize = 64;
 /// The limit for the output that ended runs hold, in bytes.
 const MAX_FINISHED_BYTES: usize = 4 * 1024 * 1024;
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// The shortest pause between two sweeps that remove old runs.
+const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 /// How long a resume waits for a run that is being started.
 const START_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -45,12 +46,14 @@ enum Entry {
         /// Free again when the run has ended.
         _slot: Slot,
     },
-    Finished(Arc<Run>, Instant),
+    Finished(Arc<Run>),
 }
 
 #[derive(Default)]
 struct Entries {
     entries: HashMap<RunId, Entry>,
+    /// The ended runs that are kept, in the order of their ends.
+    finished: VecDeque<(Arc<Run>, Instant)>,
     closed: bool,
 }
 
@@ -59,6 +62,8 @@ pub struct Registry {
     runs: Mutex<Entries>,
     /// Incremented when a start has succeeded or failed.
     started: watch::Sender<u64>,
+    /// Notified when a run has ended.
+    finished: Notify,
 }
 
 /// A reserved id; released on drop unless committed.
@@ -76,6 +81,7 @@ impl Registry {
             slots,
             runs: Mutex::default(),
             started: watch::Sender::new(0),
+            finished: Notify::new(),
         }
     }
 
@@ -108,7 +114,7 @@ impl Registry {
         let found = async {
             loop {
                 match self.runs.lock().entries.get(id) {
-                    Some(Entry::Active { run, .. } | Entry::Finished(run, _)) => {
+                    Some(Entry::Active { run, .. } | Entry::Finished(run)) => {
                         return Some(Arc::clone(run));
                     }
                     Some(Entry::Starting) => {}
@@ -123,9 +129,13 @@ impl Registry {
 
     /// Marks a run as ended; it is kept for a while for readers that resume.
     pub fn finish(&self, run: &Arc<Run>) {
-        let entry = Entry::Finished(Arc::clone(run), Instant::now());
-        self.runs.lock().entries.insert(run.id().clone(), entry);
+        let mut runs = self.runs.lock();
+        let entry = Entry::Finished(Arc::clone(run));
+        runs.entries.insert(run.id().clone(), entry);
+        runs.finished.push_back((Arc::clone(run), Instant::now()));
+        drop(runs);
         self.sweep();
+        self.finished.notify_waiters();
     }
 
     /// Removes a run whose output is incomplete: it cannot be resumed.
@@ -133,36 +143,41 @@ impl Registry {
         self.runs.lock().entries.remove(run.id());
     }
 
-    /// Removes ended runs that are too old, then the oldest over the limits.
-    pub fn sweep(&self) {
+    /// Removes ended runs that are too old, then the oldest over the limits. Returns when the oldest
+    /// of the others becomes too old.
+    fn sweep(&self) -> Option<Instant> {
         let mut runs = self.runs.lock();
-        let mut finished: Vec<(Instant, usize, RunId)> = runs
-            .entries
-            .iter()
-            .filter_map(|(id, entry)| match entry {
-                Entry::Finished(run, at) => Some((*at, run.buffered_bytes(), id.clone())),
-                Entry::Starting | Entry::Active { .. } => None,
-            })
-            .collect();
-        finished.sort_by_key(|(at, _, _)| std::cmp::Reverse(*at));
+        let runs = &mut *runs;
         let mut bytes = 0;
-        for (number, (at, held, id)) in finished.into_iter().enumerate() {
-            bytes += held;
+        let newest_first = runs.finished.iter().rev().enumerate();
+        let kept = newest_first.take_while(|(number, (run, at))| {
+            bytes += run.buffered_bytes();
             // The newest always stays: its exit may not have been read yet.
-            let over_limit = number > 0 && (number >= MAX_FINISHED || bytes > MAX_FINISHED_BYTES);
-            if over_limit || at.elapsed() > KEEP_FINISHED {
-                runs.entries.remove(&id);
-            }
+            let over_limit = *number > 0 && (*number >= MAX_FINISHED || bytes > MAX_FINISHED_BYTES);
+            !over_limit && at.elapsed() <= KEEP_FINISHED
+        });
+        let removed = runs.finished.len() - kept.count();
+        for (run, _) in runs.finished.drain(..removed) {
+            runs.entries.remove(run.id());
         }
+        let oldest = runs.finished.front();
+        oldest.map(|(_, at)| *at + KEEP_FINISHED)
     }
 
-    /// Sweeps once a second until `stop`.
-    pub async fn sweep_periodically(self: Arc<Self>, stop: CancellationToken) {
-        let mut ticks = interval(SWEEP_INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    /// Removes ended runs that have become too old, until `stop`. Has no timer while none is kept.
+    pub async fn remove_expired(self: Arc<Self>, stop: CancellationToken) {
         loop {
+            // Before the sweep: a run that ends after it is noticed.
+            let finished = self.finished.notified();
+            let expiry = self.sweep();
+            let due = async {
+                match expiry {
+                    Some(due) => sleep_until(due.max(Instant::now() + SWEEP_PAUSE)).await,
+                    None => finished.await,
+                }
+            };
             tokio::select! {
-                _ = ticks.tick() => self.sweep(),
+                () = due => {}
                 () = stop.cancelled() => return,
             }
         }

@@ -2,7 +2,7 @@
 
 use agentbox_box_protocol::termination::Termination;
 
-use crate::support::TestBox;
+use crate::support::{TestBox, eventually, run, sh};
 
 #[tokio::test]
 async fn filled_termination_file_is_emptied_and_the_exit_is_reported() {
@@ -12,4 +12,18 @@ async fn filled_termination_file_is_emptied_and_the_exit_is_reported() {
     assert_eq!(boxd.exit_code().await, Some(7));
     let termination = Termination::read(&boxd.path("termination")).unwrap();
     assert_eq!(termination.unwrap().exit_code, 7);
+}
+
+#[tokio::test]
+async fn termination_file_that_an_ended_process_filled_is_emptied() {
+    let (boxd, client) = TestBox::idle().await;
+    let path = boxd.path("termination");
+    let fill = format!("head -c 8000000 /dev/zero > {}", path.display());
+    for _ in 0..2 {
+        assert_eq!(run(&client, sh(&fill)).await.code(), 0);
+        eventually("the file is emptied", async || {
+            path.metadata().is_ok_and(|file| file.len() <= 65_536)
+        })
+        .await;
+    }
 }
