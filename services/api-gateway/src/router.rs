@@ -30,8 +30,8 @@ use crate::rate_limit::Category;
 use crate::rate_limit::flood::FloodLimiter;
 use crate::state::Gateway;
 use crate::{
-    api_keys, attach, audit, auth, environments, events, exec, executions, files, health, logs,
-    openapi, ports, previews, registries, tickets, users,
+    api_keys, attach, audit, auth, clusters, environments, events, exec, executions, files, health,
+    logs, openapi, ports, previews, registries, tickets, users,
 };
 
 /// One row of the table.
@@ -122,6 +122,10 @@ pub(crate) fn table() -> Vec<Route> {
         route(A::ViewPorts,         C::Other,     routes!(previews::list)),
         route(A::ManagePreviews,    C::Other,     routes!(previews::delete)),
         route(A::ReadAudit,         C::Other,     routes!(audit::list)),
+        route(A::OperateSystem,     C::Other,     routes!(clusters::list)),
+        route(A::OperateSystem,     C::Other,     routes!(clusters::cordon)),
+        route(A::OperateSystem,     C::Other,     routes!(clusters::uncordon)),
+        route(A::OperateSystem,     C::Other,     routes!(clusters::drain)),
         route(A::Public,            C::Other,     routes!(health::health)),
         route(A::Public,            C::Uncounted, routes!(health::live)),
         route(A::Public,            C::Uncounted, routes!(health::ready)),

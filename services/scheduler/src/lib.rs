@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use agentbox_bus::{Bus, BusError, Command, Retry, Server};
 use agentbox_contracts::ErrorChain;
+use agentbox_contracts::cluster::rpc as clusters;
 use agentbox_contracts::environment::rpc;
 use agentbox_contracts::registry::rpc as credentials;
 use agentbox_contracts::subjects::{self, Subject};
@@ -189,6 +190,18 @@ impl Scheduler {
             let serve = async move { Ok(state.serve_cluster(name, runtime, ready).await?) };
             spawn("cluster", serve.boxed());
         }
+        // A failure means that this replica places environments in cordoned clusters until the first
+        // read that succeeds.
+        if let Err(error) = state.environments.refresh_scheduling().await {
+            tracing::warn!(error = %ErrorChain(&error), "states of clusters not read; retried");
+        }
+        let environments = state.environments.clone();
+        let shutdown = state.shutdown.clone();
+        let scheduling = async move {
+            sweeper::run_scheduling(&environments, shutdown).await;
+            Ok(())
+        };
+        spawn("cluster-states", scheduling.boxed());
         // Until then another replica, which may reach a cluster, answers the creates.
         state
             .clusters
@@ -239,6 +252,18 @@ impl AppState {
             .on_shared::<credentials::DeleteCredential, _, _, _>(environments, async |e, r| {
                 e.delete_credential(r).await
             })
+            .on_shared::<clusters::ListClusters, _, _, _>(environments, async |e, _| {
+                e.list_clusters().await
+            })
+            .on_shared::<clusters::CordonCluster, _, _, _>(environments, async |e, r| {
+                e.cordon_cluster(r).await
+            })
+            .on_shared::<clusters::UncordonCluster, _, _, _>(environments, async |e, r| {
+                e.uncordon_cluster(r).await
+            })
+            .on_shared::<clusters::DrainCluster, _, _, _>(environments, async |e, r| {
+                e.drain_cluster(r).await
+            })
             .on_shared::<rpc::Health, _, _, _>(environments, async |e, _| Ok(e.health().await))
     }
 
@@ -254,7 +279,10 @@ impl AppState {
         let idle = leases.run_while_held("idle", &self.shutdown, |held| {
             sweeper::run_idle(&self.environments, &self.bus, held)
         });
-        tokio::join!(expiry, idle, purge);
+        let drains = leases.run_while_held("drain", &self.shutdown, |held| {
+            sweeper::run_drains(&self.environments, held)
+        });
+        tokio::join!(expiry, idle, purge, drains);
     }
 
     /// Reports whether a cluster is reachable. One is enough.

@@ -7,6 +7,7 @@
 pub mod api_key;
 pub mod attach;
 pub mod audit;
+pub mod cluster;
 pub mod environment;
 pub mod error;
 pub mod event;

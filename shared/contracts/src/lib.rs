@@ -2,6 +2,7 @@
 //! units and error codes. Pure data; no I/O.
 
 pub mod audit;
+pub mod cluster;
 pub mod command;
 pub mod environment;
 pub mod error;

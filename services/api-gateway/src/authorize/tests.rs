@@ -116,6 +116,10 @@ const TABLE: &[(&str, &str, &str)] = &[
     ),
     ("GET", "/events", "UAAAAAAAAAF"),
     ("GET", "/audit", "UAAAAFFFFFF"),
+    ("GET", "/clusters", "UFFFAFFFFFF"),
+    ("POST", "/clusters/{cluster}/cordon", "UFFFAFFFFFF"),
+    ("POST", "/clusters/{cluster}/uncordon", "UFFFAFFFFFF"),
+    ("POST", "/clusters/{cluster}/drain", "UFFFAFFFFFF"),
     ("GET", "/health", "AAAAAAAAAAA"),
     ("GET", "/health/live", "AAAAAAAAAAA"),
     ("GET", "/health/ready", "AAAAAAAAAAA"),
@@ -247,7 +251,7 @@ fn every_route_allows_each_principal_as_in_the_table() {
 }
 
 #[test]
-fn key_needs_management_to_manage_users_and_registries() {
+fn key_needs_management_to_manage_users_and_registries_and_to_operate() {
     let admin = UserId::random();
     let key = Credential::ApiKey {
         id: ApiKeyId::random(),
@@ -263,8 +267,10 @@ fn key_needs_management_to_manage_users_and_registries() {
         (managing(Role::Admin), 'A'),
         (managing(Role::User), 'F'),
     ] {
-        let outcome = authorize(Some(&principal), Action::ManageUsers, None);
-        assert_eq!(letter(outcome), expected, "{principal:?}");
+        for action in [Action::ManageUsers, Action::OperateSystem] {
+            let outcome = authorize(Some(&principal), action, None);
+            assert_eq!(letter(outcome), expected, "{action:?} {principal:?}");
+        }
     }
     for (principal, expected) in [(key.clone(), 'F'), (managing(Role::User), 'A')] {
         let outcome = authorize(Some(&principal), Action::ManageRegistries, None);

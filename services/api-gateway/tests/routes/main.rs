@@ -18,6 +18,7 @@ mod attach;
 mod audit;
 mod auth;
 mod browser;
+mod clusters;
 mod connections;
 mod cors;
 mod environments;

@@ -1,5 +1,6 @@
 //! The RPCs of other services. Each decides, writes, and publishes.
 
+mod clusters;
 mod create;
 mod credentials;
 mod patch;

@@ -1,4 +1,5 @@
-//! Every SQL statement about an environment, and about its owner's registry credentials.
+//! Every SQL statement about an environment, about its owner's registry credentials, and about the
+//! state of its cluster.
 //!
 //! Reads go through the sea-orm entity `environments`. SQL text is for statements that an
 //! entity cannot express: a change together with its outbox rows (I2), claims, lists that
@@ -13,6 +14,7 @@
 
 mod activity;
 mod change;
+mod clusters;
 mod create;
 mod credentials;
 mod list;

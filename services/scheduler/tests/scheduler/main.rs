@@ -9,6 +9,7 @@
 )]
 
 mod changes;
+mod clusters;
 mod executions;
 mod faults;
 mod lifecycle;

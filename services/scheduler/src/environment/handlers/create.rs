@@ -11,7 +11,8 @@ use chrono::{SubsecRound as _, Utc};
 
 use super::Environments;
 use crate::cluster::placement::{
-    Candidate, allocatable, allowing_image, rank, retryable_if_unreachable,
+    Candidate, allocatable, allowing_image, every_cluster_cordoned, rank, retryable_if_cordoned,
+    retryable_if_unreachable,
 };
 use crate::cluster::registry::no_reachable_cluster;
 use crate::environment::creation::Creation;
@@ -73,7 +74,14 @@ impl Environments {
     ) -> Result<Candidate, Error> {
         let mut candidates = Vec::new();
         let mut unreachable = Vec::new();
+        let mut cordoned = Vec::new();
         for cluster in self.inner().clusters.iter() {
+            if !cluster.scheduling().is_active() {
+                if cluster.registries.allow(&environment.request.image) {
+                    cordoned.push((cluster.name.as_str(), &cluster.labels));
+                }
+                continue;
+            }
             // A cluster without a schedulable node counts as unreachable.
             let capacity = cluster
                 .capacity
@@ -93,13 +101,17 @@ impl Environments {
             }
         }
         if candidates.is_empty() {
-            return Err(no_reachable_cluster());
+            return Err(if cordoned.is_empty() || !unreachable.is_empty() {
+                no_reachable_cluster()
+            } else {
+                every_cluster_cordoned()
+            });
         }
+        let selector = &environment.request.node_selector;
         self.first_feasible(environment, quantities, candidates)
             .await
-            .map_err(|refusal| {
-                retryable_if_unreachable(refusal, &environment.request.node_selector, unreachable)
-            })
+            .map_err(|refusal| retryable_if_unreachable(refusal, selector, unreachable))
+            .map_err(|refusal| retryable_if_cordoned(refusal, selector, cordoned))
     }
 
     /// Returns the first cluster of the ranking whose preflight accepts `environment`.
