@@ -1,7 +1,7 @@
 //! The audit trail: the origin of requests, the entries of actions in boxes, and `/audit`.
 //!
-//! * I1. A command, a terminal, a read of logs or an operation on files begins after the trail's stream
-//!   has stored its entry, whoever the caller is. Without the entry it is refused with 503.
+//! * I1. A command, a terminal, a read of logs, an operation on files or a change of dead letters
+//!   begins after the trail's stream has stored its entry, whoever the caller is. Without the entry it is refused with 503.
 //! * I2. What changes a database is recorded by the service that owns it, in the transaction of
 //!   the change.
 
@@ -36,13 +36,25 @@ pub(crate) async fn accept(
     environment: &EnvironmentId,
     command: &[String],
 ) -> Result<(), Error> {
+    accept_target(gateway, action, environment.as_str(), command).await
+}
+
+/// [`accept`], for an action on anything: `target` is its id.
+///
+/// # Errors
+/// As [`accept`].
+pub(crate) async fn accept_target(
+    gateway: &Gateway,
+    action: AuditAction,
+    target: &str,
+    command: &[String],
+) -> Result<(), Error> {
     let origin = agentbox_bus::current_origin().filter(|origin| origin.user.is_some());
     let Some(origin) = origin else {
         tracing::error!(%action, "an action without an origin was refused");
         return Err(Error::internal());
     };
-    let target = Some(environment.as_str());
-    let mut entry = AuditEntry::new(origin, action, target, AuditOutcome::Accepted);
+    let mut entry = AuditEntry::new(origin, action, Some(target), AuditOutcome::Accepted);
     let has_command = !matches!(
         action,
         AuditAction::ReadLogs
@@ -50,6 +62,8 @@ pub(crate) async fn accept(
             | AuditAction::UploadFile
             | AuditAction::ChangeFiles
             | AuditAction::WatchFiles
+            | AuditAction::ReplayDeadLetter
+            | AuditAction::DiscardDeadLetter
     );
     if gateway.config.audit_arguments && has_command {
         entry = entry.with_arguments(command);

@@ -17,6 +17,7 @@ mod authorize;
 mod box_loss;
 mod clusters;
 mod config;
+mod dead_letters;
 mod edge;
 mod environments;
 mod events;

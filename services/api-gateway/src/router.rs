@@ -30,8 +30,8 @@ use crate::rate_limit::Category;
 use crate::rate_limit::flood::FloodLimiter;
 use crate::state::Gateway;
 use crate::{
-    api_keys, attach, audit, auth, clusters, environments, events, exec, executions, files, health,
-    logs, openapi, ports, previews, registries, tickets, users,
+    api_keys, attach, audit, auth, clusters, dead_letters, environments, events, exec, executions,
+    files, health, logs, openapi, ports, previews, registries, tickets, users,
 };
 
 /// One row of the table.
@@ -126,6 +126,10 @@ pub(crate) fn table() -> Vec<Route> {
         route(A::OperateSystem,     C::Other,     routes!(clusters::cordon)),
         route(A::OperateSystem,     C::Other,     routes!(clusters::uncordon)),
         route(A::OperateSystem,     C::Other,     routes!(clusters::drain)),
+        route(A::OperateSystem,     C::Other,     routes!(dead_letters::list)),
+        route(A::OperateSystem,     C::Other,     routes!(dead_letters::get)),
+        route(A::OperateSystem,     C::Other,     routes!(dead_letters::discard)),
+        route(A::OperateSystem,     C::Other,     routes!(dead_letters::replay)),
         route(A::Public,            C::Other,     routes!(health::health)),
         route(A::Public,            C::Uncounted, routes!(health::live)),
         route(A::Public,            C::Uncounted, routes!(health::ready)),

@@ -7,10 +7,12 @@
 //! * [`config`], [`migrations`]: its settings and its schema.
 //! * [`cluster`]: where boxes run.
 //! * [`environment`]: everything about environments.
+//! * [`dead_letters`]: messages that could not be processed, for operators.
 //! * [`trace`], [`metrics`]: telemetry.
 
 pub mod cluster;
 pub mod config;
+mod dead_letters;
 pub mod environment;
 mod metrics;
 pub mod migrations;
@@ -22,6 +24,7 @@ use std::time::Duration;
 use agentbox_bus::{Bus, BusError, Command, Retry, Server};
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::cluster::rpc as clusters;
+use agentbox_contracts::dead_letter::rpc as letters;
 use agentbox_contracts::environment::rpc;
 use agentbox_contracts::registry::rpc as credentials;
 use agentbox_contracts::subjects::{self, Subject};
@@ -263,6 +266,18 @@ impl AppState {
             })
             .on_shared::<clusters::DrainCluster, _, _, _>(environments, async |e, r| {
                 e.drain_cluster(r).await
+            })
+            .on_shared::<letters::ListDeadLetters, _, _, _>(&self.bus, async |bus, r| {
+                dead_letters::list(&bus, r).await
+            })
+            .on_shared::<letters::GetDeadLetter, _, _, _>(&self.bus, async |bus, r| {
+                dead_letters::get(&bus, r).await
+            })
+            .on_shared::<letters::ReplayDeadLetter, _, _, _>(&self.bus, async |bus, r| {
+                dead_letters::replay(&bus, r).await
+            })
+            .on_shared::<letters::DiscardDeadLetter, _, _, _>(&self.bus, async |bus, r| {
+                dead_letters::discard(&bus, r).await
             })
             .on_shared::<rpc::Health, _, _, _>(environments, async |e, _| Ok(e.health().await))
     }

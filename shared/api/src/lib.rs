@@ -8,6 +8,7 @@ pub mod api_key;
 pub mod attach;
 pub mod audit;
 pub mod cluster;
+pub mod dead_letter;
 pub mod environment;
 pub mod error;
 pub mod event;

@@ -4,6 +4,7 @@
 pub mod audit;
 pub mod cluster;
 pub mod command;
+pub mod dead_letter;
 pub mod environment;
 pub mod error;
 mod error_chain;

@@ -21,6 +21,7 @@ mod browser;
 mod clusters;
 mod connections;
 mod cors;
+mod dead_letters;
 mod environments;
 mod errors;
 mod events;

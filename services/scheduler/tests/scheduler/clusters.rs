@@ -58,11 +58,11 @@ async fn cordoned_cluster_keeps_its_environments_and_takes_no_new_ones() {
     let refused = world.try_create(request("refused")).await.unwrap_err();
     assert!(refused.message.contains("cordoned"), "{refused}");
     assert_eq!(world.get(&kept.id).await.status, Status::Running);
-    let request_ = ClusterRequest {
+    let uncordon = ClusterRequest {
         cluster: CLUSTER.to_owned(),
     };
     for _ in 0..2 {
-        let active = world.gateway.call::<UncordonCluster>(&request_, CALL).await;
+        let active = world.gateway.call::<UncordonCluster>(&uncordon, CALL).await;
         assert_eq!(active.unwrap().state, SchedulingState::Active);
     }
     world.create(request("accepted")).await;
