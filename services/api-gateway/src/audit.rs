@@ -179,6 +179,7 @@ mod tests {
             scope: Scope::Full,
             management: false,
             expires_at: None,
+            limits: Default::default(),
         }
     }
 

@@ -170,6 +170,6 @@ pub struct DrainQuery {
     /// After this time the environments that are left are ended, in seconds: 0 to 604800. Default:
     /// 3600.
     #[serde(default)]
-    #[param(minimum = 0, maximum = 604_800, default = 3600, example = 600)]
+    #[param(minimum = 0, maximum = 604800, default = 3600, example = 600)]
     pub timeout: Option<u64>,
 }

@@ -17,6 +17,7 @@ pub mod execution;
 pub mod file;
 pub mod health;
 pub mod kubernetes;
+pub mod limits;
 pub mod logs;
 pub mod port;
 pub mod registry;

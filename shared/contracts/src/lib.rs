@@ -14,6 +14,7 @@ pub mod files;
 pub mod identity;
 pub mod ids;
 pub mod labels;
+pub mod limits;
 pub mod logs;
 pub mod nullable;
 pub mod permissions;

@@ -155,6 +155,7 @@ fn principal(user: &UserId, role: Role, credential: Credential, scope: Scope) ->
         scope,
         expires_at: None,
         management: false,
+        limits: Default::default(),
     }
 }
 

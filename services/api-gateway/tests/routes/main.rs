@@ -43,4 +43,5 @@ mod revocation;
 mod running_executions;
 mod streams;
 mod tickets;
+mod user_limits;
 mod users;

@@ -35,8 +35,9 @@ impl Environments {
         // The precision of Postgres, so that every answer has the same time.
         let now = Utc::now().trunc_subsecs(6);
         let id = EnvironmentId::random();
+        let quota = inner.settings.quota.with(&request.limits);
         let mut creation = Creation::new(id, request, inner.settings.start_timeout, now)?;
-        creation.quota = inner.settings.quota;
+        creation.quota = quota;
         let quantities = creation.quantities;
         request::storage(quantities, inner.settings.max_storage)?;
         // A repeated request is answered even when no cluster would accept a new one.
