@@ -43,6 +43,7 @@ mod state;
 mod stream;
 mod text;
 mod tickets;
+mod user_usage;
 mod users;
 
 use std::time::Duration;

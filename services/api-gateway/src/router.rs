@@ -31,7 +31,7 @@ use crate::rate_limit::flood::FloodLimiter;
 use crate::state::Gateway;
 use crate::{
     api_keys, attach, audit, auth, clusters, dead_letters, environments, events, exec, executions,
-    files, health, logs, openapi, ports, previews, registries, tickets, users,
+    files, health, logs, openapi, ports, previews, registries, tickets, user_usage, users,
 };
 
 /// One row of the table.
@@ -81,6 +81,7 @@ pub(crate) fn table() -> Vec<Route> {
         route(A::ManageUsers,       C::Other,     routes!(users::get)),
         route(A::ManageUsers,       C::Other,     routes!(users::patch)),
         route(A::ManageUsers,       C::Other,     routes!(users::delete)),
+        route(A::OperateSystem,     C::Other,     routes!(user_usage::get)),
         route(A::ManageOwnKeys,     C::Other,     routes!(api_keys::create)),
         route(A::ManageOwnKeys,     C::Other,     routes!(api_keys::list)),
         route(A::ManageOwnKeys,     C::Other,     routes!(api_keys::get)),

@@ -26,6 +26,7 @@ use agentbox_contracts::ErrorChain;
 use agentbox_contracts::cluster::rpc as clusters;
 use agentbox_contracts::dead_letter::rpc as letters;
 use agentbox_contracts::environment::rpc;
+use agentbox_contracts::metering::rpc as metered;
 use agentbox_contracts::registry::rpc as credentials;
 use agentbox_contracts::subjects::{self, Subject};
 use agentbox_database::Leases;
@@ -43,7 +44,7 @@ use crate::environment::handlers::Environments;
 use crate::environment::outbox::{self, Relay};
 use crate::environment::reconcile::Reconciler;
 use crate::environment::store::Store;
-use crate::environment::{orphans, queue, sweeper};
+use crate::environment::{metering, orphans, queue, sweeper};
 
 const SERVICE: &str = "scheduler";
 /// A command whose replica was killed is delivered again after this time.
@@ -267,6 +268,9 @@ impl AppState {
             .on_shared::<clusters::DrainCluster, _, _, _>(environments, async |e, r| {
                 e.drain_cluster(r).await
             })
+            .on_shared::<metered::ReadUsage, _, _, _>(environments, async |e, r| {
+                e.read_usage(r).await
+            })
             .on_shared::<letters::ListDeadLetters, _, _, _>(&self.bus, async |bus, r| {
                 dead_letters::list(&bus, r).await
             })
@@ -297,7 +301,10 @@ impl AppState {
         let drains = leases.run_while_held("drain", &self.shutdown, |held| {
             sweeper::run_drains(&self.environments, held)
         });
-        tokio::join!(expiry, idle, purge, drains);
+        let metering = leases.run_while_held("metering", &self.shutdown, |held| {
+            metering::run(&self.store, &self.bus, held)
+        });
+        tokio::join!(expiry, idle, purge, drains, metering);
     }
 
     /// Reports whether a cluster is reachable. One is enough.

@@ -12,6 +12,7 @@ mod m0009_registry_credentials;
 mod m0010_storage_reservations;
 mod m0011_idle_and_policy;
 mod m0012_cluster_states;
+mod m0013_metering;
 
 use sea_orm_migration::{MigrationTrait, MigratorTrait};
 
@@ -33,6 +34,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0010_storage_reservations::Migration),
             Box::new(m0011_idle_and_policy::Migration),
             Box::new(m0012_cluster_states::Migration),
+            Box::new(m0013_metering::Migration),
         ]
     }
 }

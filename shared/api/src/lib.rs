@@ -19,6 +19,7 @@ pub mod health;
 pub mod kubernetes;
 pub mod limits;
 pub mod logs;
+pub mod metering;
 pub mod port;
 pub mod registry;
 pub mod seconds;

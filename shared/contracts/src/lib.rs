@@ -16,6 +16,7 @@ pub mod ids;
 pub mod labels;
 pub mod limits;
 pub mod logs;
+pub mod metering;
 pub mod nullable;
 pub mod permissions;
 pub mod ports;

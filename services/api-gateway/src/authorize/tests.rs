@@ -35,6 +35,7 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("GET", "/users/{user}", "UFFFAFFFFFF"),
     ("PATCH", "/users/{user}", "UFFFAFFFFFF"),
     ("DELETE", "/users/{user}", "UFFFAFFFFFF"),
+    ("GET", "/users/{user}/usage", "UFFFAFFFFFF"),
     ("POST", "/api-keys", "UAAAAFFFFFF"),
     ("GET", "/api-keys", "UAAAAFFFFFF"),
     ("GET", "/api-keys/{key}", "UAAAAFFFFFF"),

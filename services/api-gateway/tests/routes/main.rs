@@ -44,4 +44,5 @@ mod running_executions;
 mod streams;
 mod tickets;
 mod user_limits;
+mod user_usage;
 mod users;

@@ -60,10 +60,10 @@ async fn invalid_limit_returns_400_naming_it() {
         (json!({"memory": "much"}), "limits.memory"),
         (json!({"sessions": 0}), "limits.sessions"),
         (json!({"rates": {"exec": 0}}), "limits.rates.exec"),
-        (json!({"colour": "red"}), "limits"),
+        (json!({"colour": "red"}), "colour"),
     ] {
         let refused = admin.patch(&path, &json!({"limits": limits})).await;
         let message = refused.expect_error(400, "validation_failed");
-        assert!(message.starts_with(field), "{message}");
+        assert!(message.contains(field), "{message}");
     }
 }

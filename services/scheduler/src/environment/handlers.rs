@@ -4,6 +4,7 @@ mod clusters;
 mod create;
 mod credentials;
 mod patch;
+mod usage;
 
 use std::io;
 use std::sync::Arc;

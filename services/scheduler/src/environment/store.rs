@@ -1,5 +1,5 @@
-//! Every SQL statement about an environment, about its owner's registry credentials, and about the
-//! state of its cluster.
+//! Every SQL statement about an environment, about its owner's registry credentials, about the state
+//! of its cluster, and about metered use.
 //!
 //! Reads go through the sea-orm entity `environments`. SQL text is for statements that an
 //! entity cannot express: a change together with its outbox rows (I2), claims, lists that
@@ -19,6 +19,7 @@ mod create;
 mod credentials;
 mod list;
 mod messages;
+mod metering;
 mod outbox;
 mod queue;
 mod sweep;
@@ -46,6 +47,7 @@ use tracing::Instrument as _;
 pub use change::{Change, Patch, QueueAction};
 pub use create::Reservation;
 pub use list::Listing;
+pub use metering::{RunningBox, UsageSample};
 pub use outbox::{ClaimAction, LEASE as OUTBOX_LEASE, OutboxBatch, OutboxMessage, OutboxRow};
 pub use queue::{Claim, ClaimRenewal};
 pub use sweep::ActiveEnvironment;

@@ -14,6 +14,7 @@ mod executions;
 mod faults;
 mod lifecycle;
 mod lists;
+mod metering;
 mod outbox;
 mod replicas;
 mod store;
