@@ -27,7 +27,7 @@ DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 SPECTRAL_VERSION := 6.16.3
 SPECTRAL = $(CACHE)/spectral-$(SPECTRAL_VERSION)/node_modules/.bin/spectral
 
-.PHONY: help up down status logs clean dev build build-local boxd gvisor packages test-fast test test-all test-cluster test-connections test-browser test-clients images check check-fast hooks fmt bench fuzz fuzz-parsers deny lint-api
+.PHONY: help up down status doctor logs clean dev build build-local boxd gvisor packages test-fast test test-all test-cluster test-connections test-browser test-clients images check check-fast hooks fmt bench fuzz fuzz-parsers deny lint-api
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -40,6 +40,9 @@ down: ## Stop everything, leave nothing running or mounted, and keep the data
 
 status: ## Print the state of each process, and why one is not ready
 	@$(call local) status
+
+doctor: build-local ## Check whether this machine can run AgentBox, one line for each check
+	@$(LOCAL) doctor
 
 logs: ## Print the last log lines (SERVICE=auth for one service, FOLLOW=1 to follow)
 	@$(call local) logs $(SERVICE) $(if $(FOLLOW),--follow)
