@@ -24,6 +24,8 @@ const LOGIN: &str = "login-0123456789abcdef";
 const PREVIEW: &str = "preview-0123456789abcdef";
 const AT: &str = "2026-01-02T03:04:05Z";
 
+mod operators;
+
 type Messages = BTreeMap<String, Value>;
 
 /// Decodes a message with all fields and records its encoding.
