@@ -12,7 +12,7 @@ use crate::kubernetes::build::Programs;
 use crate::{nats, postgres};
 
 const DEADLINE: Duration = Duration::from_secs(10);
-const PREPARE: &str = "run `make prepare`, or `agentbox-local prepare`";
+const PREPARE: &str = "run `agentbox-local prepare`, which installs and builds what is missing";
 
 pub(super) async fn examine() -> Vec<Finding> {
     let cache = cache_directory();

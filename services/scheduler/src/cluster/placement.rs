@@ -225,40 +225,6 @@ pub fn retryable_if_unreachable<'a>(
     }
 }
 
-/// The error when an operator has cordoned every cluster that is reachable.
-#[must_use]
-pub fn every_cluster_cordoned() -> Error {
-    Error::new(
-        ErrorCode::Unavailable,
-        "every cluster that is reachable is cordoned by an operator and takes no new environments; \
-         try again later",
-    )
-}
-
-/// `refusal` of the other clusters, or `Unavailable` when one of the `cordoned` clusters (name and
-/// labels) might accept the request.
-#[must_use]
-pub fn retryable_if_cordoned<'a>(
-    refusal: Error,
-    selector: &BTreeMap<String, String>,
-    cordoned: impl IntoIterator<Item = (&'a str, &'a BTreeMap<String, String>)>,
-) -> Error {
-    let mut possible = cordoned
-        .into_iter()
-        .filter(|(_, labels)| unmatched_selector(selector, labels).is_some());
-    match possible.next() {
-        Some((name, _)) if refusal.code == ErrorCode::Validation => Error::new(
-            ErrorCode::Unavailable,
-            format!(
-                "cluster `{name}` may run it but is cordoned by an operator; try again later. Other \
-                 clusters: {}",
-                refusal.message
-            ),
-        ),
-        _ => refusal,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use agentbox_contracts::environment::LimitEnforcement;

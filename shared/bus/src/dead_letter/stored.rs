@@ -144,6 +144,10 @@ pub(crate) async fn discard(client: &Client, number: u64) -> Result<(), BusError
 }
 
 async fn read(stream: &Stream<()>, number: u64) -> Result<Option<StreamMessage>, BusError> {
+    // JetStream refuses the number 0, which no message has.
+    if number == 0 {
+        return Ok(None);
+    }
     match stream.get_raw_message(number).await {
         Ok(message) => Ok(Some(message)),
         Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),

@@ -49,11 +49,7 @@ fn operator_rpcs_match_snapshot() {
     let read = json!({"owner": USER, "since": AT, "until": AT, "group_by": "team"});
     let mut group = metered();
     group["value"] = json!("a");
-    rpc::<ReadUsage>(
-        &mut m,
-        read,
-        json!({"total": metered(), "groups": [group]}),
-    );
+    rpc::<ReadUsage>(&mut m, read, json!({"total": metered(), "groups": [group]}));
     let counters = json!({"cpu_usage_ns": 5, "egress_bytes": 6});
     let asked = json!({"environment": ENV, "address": "10.0.0.2:10777"});
     cluster_rpc::<MeterUsage>(&mut m, asked, counters);

@@ -11,10 +11,10 @@ use chrono::{SubsecRound as _, Utc};
 
 use super::Environments;
 use crate::cluster::placement::{
-    Candidate, allocatable, allowing_image, every_cluster_cordoned, rank, retryable_if_cordoned,
-    retryable_if_unreachable,
+    Candidate, allocatable, allowing_image, rank, retryable_if_unreachable,
 };
 use crate::cluster::registry::no_reachable_cluster;
+use crate::cluster::scheduling::{every_cluster_cordoned, retryable_if_cordoned};
 use crate::environment::creation::Creation;
 use crate::environment::request::{self, Quantities};
 use crate::environment::spec::box_spec;
