@@ -1,7 +1,8 @@
 //! The audit trail: the origin of requests, the entries of actions in boxes, and `/audit`.
 //!
 //! * I1. A command, a terminal, a read of logs, an operation on files or a change of dead letters
-//!   begins after the trail's stream has stored its entry, whoever the caller is. Without the entry it is refused with 503.
+//!   begins after the trail's stream has stored its entry, whoever the caller is. Without the entry it
+//!   is refused with 503.
 //! * I2. What changes a database is recorded by the service that owns it, in the transaction of
 //!   the change.
 

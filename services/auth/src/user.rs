@@ -90,7 +90,8 @@ impl Users {
         Ok(user)
     }
 
-    /// Changes the email, the role, the password or the limits of a user, and revokes its keys if asked to.
+    /// Changes the email, the role, the password or the limits of a user, and revokes its keys if asked
+    /// to.
     ///
     /// # Errors
     /// Validation; NotFound; Conflict when the email is taken or the user is the last

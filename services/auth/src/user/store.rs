@@ -82,8 +82,8 @@ pub async fn insert(on: &impl ConnectionTrait, new: NewUser) -> Result<User, Sto
         .into())
 }
 
-/// Changes the email, the role or the limits; an argument that is `None` changes nothing. Returns `None` when
-/// there is no such user.
+/// Changes the email, the role or the limits; an argument that is `None` changes nothing. Returns
+/// `None` when there is no such user.
 ///
 /// # Errors
 /// A unique violation when the email is taken.

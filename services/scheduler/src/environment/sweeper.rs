@@ -1,5 +1,6 @@
 //! Periodic work that one replica does for all: ending expired and idle environments and those that
-//! are left after a drain, and purging rows past their retention. When that replica is killed, another takes over once its lease expires.
+//! are left after a drain, and purging rows past their retention. When that replica is killed, another
+//! takes over once its lease expires.
 //!
 //! * I1. An environment ends as idle only after its box was asked, because reports of activity may
 //!   have been lost. Without an answer it stays.
