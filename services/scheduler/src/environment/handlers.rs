@@ -20,7 +20,7 @@ use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::rpc::Empty;
 use agentbox_contracts::selector::Selector;
 use chrono::Utc;
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 
 use crate::cluster::registry::Clusters;
 use crate::config::Settings;
@@ -83,6 +83,9 @@ pub(super) struct Inner {
     pub(super) settings: Settings,
     /// Bounds the changes that wait until their network policy is applied.
     policy_changes: Semaphore,
+    /// Held while the states of clusters are read and set, so that an older read does not replace a
+    /// newer one.
+    pub(super) scheduling: Mutex<()>,
 }
 
 fn not_found() -> Error {
@@ -103,6 +106,7 @@ impl Environments {
             outbox,
             settings,
             policy_changes: Semaphore::new(patch::MAX_POLICY_CHANGES),
+            scheduling: Mutex::new(()),
         }))
     }
 

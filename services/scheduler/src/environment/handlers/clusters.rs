@@ -43,6 +43,7 @@ impl Environments {
     /// When the database fails: what was read before stays in effect.
     pub async fn refresh_scheduling(&self) -> Result<BTreeMap<String, Scheduling>, StoreError> {
         let inner = self.inner();
+        let _reading = inner.scheduling.lock().await;
         let schedulings = inner.store.schedulings().await?;
         for cluster in inner.clusters.iter() {
             let scheduling = schedulings.get(&cluster.name).copied();
