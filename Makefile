@@ -29,7 +29,7 @@ SPECTRAL = $(CACHE)/spectral-$(SPECTRAL_VERSION)/node_modules/.bin/spectral
 ASYNCAPI_VERSION := 3.6.6
 ASYNCAPI = $(CACHE)/asyncapi-parser-$(ASYNCAPI_VERSION)/node_modules
 
-.PHONY: help up observe down status logs clean dev build build-local boxd gvisor packages test-fast test test-all test-cluster test-observe test-connections test-browser test-clients images check check-fast hooks fmt bench bench-compare profile fuzz fuzz-parsers deny lint-api lint-events
+.PHONY: help up observe down status doctor logs clean dev build build-local boxd gvisor packages test-fast test test-all test-cluster test-observe test-connections test-browser test-clients images check check-fast hooks fmt bench bench-compare profile fuzz fuzz-parsers deny lint-api lint-events
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -46,6 +46,9 @@ down: ## Stop everything, leave nothing running or mounted, and keep the data
 
 status: ## Print the state of each process, and why one is not ready
 	@$(call local) status
+
+doctor: build-local ## Check whether this machine can run AgentBox, one line for each check
+	@$(LOCAL) doctor
 
 logs: ## Print the last log lines (SERVICE=auth for one service, FOLLOW=1 to follow)
 	@$(call local) logs $(SERVICE) $(if $(FOLLOW),--follow)

@@ -12,6 +12,7 @@ use agentbox_testing::paths::Layout;
 use clap::{Parser, Subcommand};
 use ipnet::IpNet;
 
+use crate::doctor;
 use crate::registry_proxy::{self, Exception};
 
 mod dev;
@@ -23,6 +24,8 @@ mod observe;
 mod prepare;
 mod restart;
 mod up;
+
+pub(crate) use prepare::require_packages;
 
 /// Runs AgentBox on this machine.
 #[derive(Parser)]
@@ -53,6 +56,8 @@ enum Command {
     Observe,
     /// Stop everything and keep the data.
     Down,
+    /// Check whether this machine can run AgentBox; exits with 1 if it cannot.
+    Doctor,
     /// List the processes, and why a process is not ready.
     Status,
     /// Print the end of the logs.
@@ -230,6 +235,16 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
         Command::Kubernetes { command } => kubernetes::run(command).await?,
         Command::Logs { service, follow } => logs(&layout, service.as_deref(), follow)?,
+        Command::Doctor => {
+            let findings = doctor::examine(layout.directory()).await;
+            let (report, passed) = doctor::report(&findings);
+            print!("{report}");
+            return Ok(if passed {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
+        }
         Command::Status => {
             let (report, is_ready) = crate::status::report(&layout).await;
             print!("{report}");

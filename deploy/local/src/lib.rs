@@ -12,6 +12,7 @@ pub mod cli;
 mod cluster_paths;
 mod containerd;
 mod control_groups;
+mod doctor;
 mod file_lock;
 mod gvisor;
 mod image;

@@ -57,6 +57,11 @@ fn find_bin() -> Result<PathBuf, PostgresError> {
         .ok_or(PostgresError::NotInstalled)
 }
 
+/// The program of the newest installed server.
+pub(crate) fn server() -> Option<PathBuf> {
+    Some(find_bin().ok()?.join("postgres"))
+}
+
 impl Postgres {
     /// Creates the data directory if there is none. It is bind-mounted at `mount_point` if the
     /// server's user has no access to `directory`, for example below a private home.

@@ -1,7 +1,8 @@
 //! The audit trail: the origin of requests, the entries of actions in boxes, and `/audit`.
 //!
-//! * I1. A command, a terminal, a read of logs or an operation on files begins after the trail's stream
-//!   has stored its entry, whoever the caller is. Without the entry it is refused with 503.
+//! * I1. A command, a terminal, a read of logs, an operation on files, or a change of webhooks or dead
+//!   letters begins after the trail's stream has stored its entry, whoever the caller is. Without the
+//!   entry it is refused with 503.
 //! * I2. What changes a database is recorded by the service that owns it, in the transaction of
 //!   the change.
 
@@ -13,7 +14,7 @@ use agentbox_contracts::audit::rpc::{ChainedEntry, ListAudit, ListAuditRequest};
 use agentbox_contracts::audit::{AuditAction, AuditEntry, AuditOutcome};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::{Principal, Role};
-use agentbox_contracts::ids::{EnvironmentId, UserId, WebhookId};
+use agentbox_contracts::ids::{EnvironmentId, UserId};
 use axum::extract::State;
 
 use crate::edge::query::page;
@@ -36,22 +37,14 @@ pub(crate) async fn accept(
     environment: &EnvironmentId,
     command: &[String],
 ) -> Result<(), Error> {
-    record(gateway, action, Some(environment.as_str()), command).await
+    accept_target(gateway, action, Some(environment.as_str()), command).await
 }
 
-/// Records an action on a webhook, before it begins. `None`: the webhook has no id yet.
+/// [`accept`], for an action on anything: `target` is its id. `None`: it has no id yet.
 ///
 /// # Errors
 /// As [`accept`].
-pub(crate) async fn accept_on_webhook(
-    gateway: &Gateway,
-    action: AuditAction,
-    webhook: Option<&WebhookId>,
-) -> Result<(), Error> {
-    record(gateway, action, webhook.map(WebhookId::as_str), &[]).await
-}
-
-async fn record(
+pub(crate) async fn accept_target(
     gateway: &Gateway,
     action: AuditAction,
     target: Option<&str>,
@@ -73,6 +66,8 @@ async fn record(
             | AuditAction::CreateWebhook
             | AuditAction::DeleteWebhook
             | AuditAction::RedeliverWebhook
+            | AuditAction::ReplayDeadLetter
+            | AuditAction::DiscardDeadLetter
     );
     if gateway.config.audit_arguments && has_command {
         entry = entry.with_arguments(command);
@@ -188,6 +183,7 @@ mod tests {
             scope: Scope::Full,
             management: false,
             expires_at: None,
+            limits: Default::default(),
         }
     }
 

@@ -5,7 +5,8 @@
 //! * I2. A key never has more rights than its owner, and a ticket is valid for its one
 //!   environment and action only, and for its one execution or path if its action has one.
 //! * I3. A leaked key gives no rights that outlive it: to manage users, credentials of registries,
-//!   webhooks, and keys that it did not make, needs a login, or a key that was made for it.
+//!   webhooks, and keys that it did not make, and to operate the system, needs a login, or a key that
+//!   was made for it.
 
 use agentbox_contracts::environment::Visibility;
 use agentbox_contracts::error::{Error, ErrorCode};
@@ -68,6 +69,8 @@ pub(crate) enum Action {
     DeleteEnvironment,
     /// Read the audit trail: the caller's own entries, or all of them.
     ReadAudit,
+    /// See and change clusters, dead letters, and the use of all users.
+    OperateSystem,
     /// Request a ticket. The actions below are authorized on its environment.
     IssueTicket,
     TicketForLogs,
@@ -119,7 +122,8 @@ impl Action {
             | Self::CreateEnvironment
             | Self::ListEnvironments
             | Self::IssueTicket
-            | Self::ReadAudit => None,
+            | Self::ReadAudit
+            | Self::OperateSystem => None,
         }
     }
 
@@ -245,6 +249,12 @@ fn authorize_without_environment(principal: &Principal, action: Action) -> Resul
         Action::ManagePools if principal.role != Role::Admin || limited => {
             Err(forbidden("only an administrator may manage pools"))
         }
+        Action::OperateSystem if principal.role != Role::Admin || limited => {
+            Err(forbidden("only an administrator may operate the system"))
+        }
+        Action::OperateSystem if !may_manage(principal) => Err(forbidden(
+            "operating the system needs a login, or an API key with `management`",
+        )),
         Action::CreateEnvironment if limited => Err(forbidden(
             "an API key with permissions cannot create environments",
         )),
@@ -270,8 +280,9 @@ fn authorize_without_environment(principal: &Principal, action: Action) -> Resul
     }
 }
 
-/// Whether `principal` may manage users, if it is an administrator, its credentials of registries, its
-/// webhooks, and keys that it did not make: by a login, or by a key with `management`.
+/// Whether `principal` may manage users and operate the system, if it is an administrator, its
+/// credentials of registries, its webhooks, and keys that it did not make: by a login, or by a key with
+/// `management`.
 pub(crate) fn may_manage(principal: &Principal) -> bool {
     match principal.credential {
         Credential::Login { .. } => true,

@@ -85,6 +85,7 @@ pub(crate) async fn create(
         owner_username: principal.username.clone(),
         request: body.into(),
         idempotency_key: idempotency_key(&headers)?,
+        limits: principal.limits,
     };
     let created = gateway
         .bus

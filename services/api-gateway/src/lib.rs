@@ -15,7 +15,9 @@ mod audit;
 mod auth;
 mod authorize;
 mod box_loss;
+mod clusters;
 mod config;
+mod dead_letters;
 mod edge;
 mod environments;
 mod events;
@@ -42,6 +44,7 @@ mod state;
 mod stream;
 mod text;
 mod tickets;
+mod user_usage;
 mod users;
 mod webhooks;
 

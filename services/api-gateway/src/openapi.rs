@@ -62,6 +62,8 @@ use crate::edge::path::BASE;
         (name = "events", description = "List or follow the events of environments."),
         (name = "webhooks", description = "Send the events of your environments to a URL."),
         (name = "audit", description = "List recorded actions: who did what, when and from where."),
+        (name = "clusters", description = "Manage the clusters of the deployment. For administrators only."),
+        (name = "dead-letters", description = "Manage messages that could not be processed. For administrators only."),
         (name = "system", description = "Health of the system, and this description of the API."),
     )
 )]

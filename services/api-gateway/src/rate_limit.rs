@@ -21,6 +21,7 @@ use std::time::Duration;
 use agentbox_bus::Bus;
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::UserId;
+use agentbox_contracts::limits::UserLimits;
 use agentbox_contracts::subjects;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -65,6 +66,17 @@ impl Category {
             Self::Files => "files",
             Self::Other => "other",
             Self::Uncounted => "uncounted",
+        }
+    }
+
+    /// The limit of this category that an administrator has set for a user.
+    pub(crate) const fn limit_of(self, limits: &UserLimits) -> Option<u64> {
+        match self {
+            Self::Create => limits.rates.create,
+            Self::Exec => limits.rates.exec,
+            Self::Files => limits.rates.files,
+            Self::Other => limits.rates.other,
+            Self::Auth | Self::FailedLogin | Self::Uncounted => None,
         }
     }
 }

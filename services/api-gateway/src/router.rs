@@ -30,8 +30,9 @@ use crate::rate_limit::Category;
 use crate::rate_limit::flood::FloodLimiter;
 use crate::state::Gateway;
 use crate::{
-    api_keys, attach, audit, auth, environments, events, exec, executions, files, health, logs,
-    openapi, pools, ports, previews, registries, tickets, users, webhooks,
+    api_keys, attach, audit, auth, clusters, dead_letters, environments, events, exec, executions,
+    files, health, logs, openapi, pools, ports, previews, registries, tickets, user_usage, users,
+    webhooks,
 };
 
 /// One row of the table.
@@ -81,6 +82,7 @@ pub(crate) fn table() -> Vec<Route> {
         route(A::ManageUsers,       C::Other,     routes!(users::get)),
         route(A::ManageUsers,       C::Other,     routes!(users::patch)),
         route(A::ManageUsers,       C::Other,     routes!(users::delete)),
+        route(A::OperateSystem,     C::Other,     routes!(user_usage::get)),
         route(A::ManageOwnKeys,     C::Other,     routes!(api_keys::create)),
         route(A::ManageOwnKeys,     C::Other,     routes!(api_keys::list)),
         route(A::ManageOwnKeys,     C::Other,     routes!(api_keys::get)),
@@ -132,6 +134,14 @@ pub(crate) fn table() -> Vec<Route> {
         route(A::ManageWebhooks,    C::Other,     routes!(webhooks::deliveries)),
         route(A::ManageWebhooks,    C::Other,     routes!(webhooks::redeliver)),
         route(A::ReadAudit,         C::Other,     routes!(audit::list)),
+        route(A::OperateSystem,     C::Other,     routes!(clusters::list)),
+        route(A::OperateSystem,     C::Other,     routes!(clusters::cordon)),
+        route(A::OperateSystem,     C::Other,     routes!(clusters::uncordon)),
+        route(A::OperateSystem,     C::Other,     routes!(clusters::drain)),
+        route(A::OperateSystem,     C::Other,     routes!(dead_letters::list)),
+        route(A::OperateSystem,     C::Other,     routes!(dead_letters::get)),
+        route(A::OperateSystem,     C::Other,     routes!(dead_letters::discard)),
+        route(A::OperateSystem,     C::Other,     routes!(dead_letters::replay)),
         route(A::Public,            C::Other,     routes!(health::health)),
         route(A::Public,            C::Uncounted, routes!(health::live)),
         route(A::Public,            C::Uncounted, routes!(health::ready)),

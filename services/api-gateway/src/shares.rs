@@ -85,9 +85,23 @@ impl<K: Clone + Eq + Hash> Shares<K> {
     /// # Errors
     /// When a bound would be exceeded.
     pub(crate) fn take(&self, holder: &K, amount: u64) -> Result<Share<K>, Exceeded> {
+        self.take_up_to(holder, amount, self.0.per_holder)
+    }
+
+    /// As [`Self::take`], with a bound of this holder's own.
+    ///
+    /// # Errors
+    /// When a bound would be exceeded.
+    pub(crate) fn take_up_to(
+        &self,
+        holder: &K,
+        amount: u64,
+        per_holder: u64,
+    ) -> Result<Share<K>, Exceeded> {
         let mut share = Share {
             shares: self.clone(),
             holder: holder.clone(),
+            per_holder,
             amount: 0,
         };
         share.grow(amount)?;
@@ -99,6 +113,8 @@ impl<K: Clone + Eq + Hash> Shares<K> {
 pub(crate) struct Share<K: Clone + Eq + Hash> {
     shares: Shares<K>,
     holder: K,
+    /// The bound of the holder.
+    per_holder: u64,
     amount: u64,
 }
 
@@ -112,7 +128,7 @@ impl<K: Clone + Eq + Hash> Share<K> {
         let inner = &self.shares.0;
         let mut used = inner.used.lock();
         let held = used.by_holder.get(&self.holder).copied().unwrap_or(0);
-        if amount > inner.per_holder.saturating_sub(held) {
+        if amount > self.per_holder.saturating_sub(held) {
             return Err(Exceeded::PerHolder);
         }
         let free = inner.total.saturating_sub(used.total);
@@ -160,6 +176,18 @@ mod tests {
         let mut second = shares.take(&'b', 2).unwrap();
         assert_eq!(second.grow(1), Err(Exceeded::Total));
         assert!(shares.take(&'c', 1).is_ok());
+    }
+
+    #[test]
+    fn bound_of_one_holder_replaces_that_of_all() {
+        let shares = Shares::new(2, 10);
+        let mut more = shares.take_up_to(&'a', 3, 3).unwrap();
+        assert_eq!(more.grow(1), Err(Exceeded::PerHolder));
+        assert_eq!(
+            shares.take_up_to(&'b', 2, 1).err(),
+            Some(Exceeded::PerHolder)
+        );
+        assert!(shares.take(&'b', 2).is_ok());
     }
 
     #[test]

@@ -138,37 +138,14 @@ impl AppState {
         kind: SessionKind,
     ) -> Result<OpenSession, Error> {
         let user = &principal.user;
-        let place = self.sessions.take(user, 1);
+        let most = principal.limits.sessions;
+        let most = most.unwrap_or(self.config.max_sessions_per_user);
+        let place = self.sessions.take_up_to(user, 1, most);
         let memory = self.session_memory.take(user, kind.bytes());
         Ok(OpenSession {
-            _place: place.map_err(|exceeded| self.too_many_sessions(exceeded))?,
+            _place: place.map_err(|exceeded| too_many_sessions(exceeded, most))?,
             _memory: memory.map_err(|exceeded| exceeded.unavailable(&SESSION_MEMORY))?,
         })
-    }
-
-    fn too_many_sessions(&self, exceeded: Exceeded) -> Error {
-        match exceeded {
-            Exceeded::PerHolder => {
-                metrics::limit_reached("sessions_per_user");
-                let mut error = Error::new(
-                    ErrorCode::RateLimited,
-                    format!(
-                        "you have {} commands, terminals and streams open, the most that one user \
-                         may have; end some, or try again in {SESSION_RETRY_S} s",
-                        self.config.max_sessions_per_user
-                    ),
-                );
-                error.retry_after_s = Some(SESSION_RETRY_S);
-                error
-            }
-            Exceeded::Total => {
-                metrics::limit_reached("sessions");
-                Error::new(
-                    ErrorCode::Unavailable,
-                    "too many commands, terminals and streams are open; try again",
-                )
-            }
-        }
     }
 
     /// The token that ends a stream opened at this moment.
@@ -191,5 +168,30 @@ impl AppState {
             () = tokio::time::sleep(DRAIN_NOTICE) => self.draining_streams.cancel(),
         }
         Ok(())
+    }
+}
+
+/// The error when a user has `most` sessions, or this replica all that it may have.
+fn too_many_sessions(exceeded: Exceeded, most: u64) -> Error {
+    match exceeded {
+        Exceeded::PerHolder => {
+            metrics::limit_reached("sessions_per_user");
+            let mut error = Error::new(
+                ErrorCode::RateLimited,
+                format!(
+                    "you have {most} commands, terminals and streams open, the most that one user \
+                     may have; end some, or try again in {SESSION_RETRY_S} s"
+                ),
+            );
+            error.retry_after_s = Some(SESSION_RETRY_S);
+            error
+        }
+        Exceeded::Total => {
+            metrics::limit_reached("sessions");
+            Error::new(
+                ErrorCode::Unavailable,
+                "too many commands, terminals and streams are open; try again",
+            )
+        }
     }
 }

@@ -4,6 +4,7 @@ use agentbox_api::user::{CreateUser, PageQuery, PatchUser, UserBody, UserList};
 use agentbox_contracts::error::Error;
 use agentbox_contracts::identity::rpc;
 use agentbox_contracts::ids::UserId;
+use agentbox_contracts::limits::UserLimits;
 use axum::extract::State;
 use axum::http::StatusCode;
 
@@ -77,7 +78,7 @@ pub(crate) async fn get(
 
 /// Change a user
 ///
-/// Changes the email address, the role or the password. A new password revokes the user's
+/// Changes the email address, the role, the password or the limits. A new password revokes the user's
 /// earlier logins, and `revoke_keys` the API keys. The last administrator keeps its role.
 #[utoipa::path(patch, operation_id = "patchUser", path = "/users/{user}", tag = "users",
     params(UserParameter), request_body = PatchUser,
@@ -92,10 +93,11 @@ pub(crate) async fn patch(
         && body.role.is_none()
         && body.password.is_none()
         && body.revoke_keys.is_none()
+        && body.limits.is_none()
     {
         return Err(Error::field(
             "body",
-            "must have at least one of email, role, password and revoke_keys, has none",
+            "must have at least one of email, role, password, revoke_keys and limits, has none",
         )
         .into());
     }
@@ -106,6 +108,7 @@ pub(crate) async fn patch(
         role: body.role,
         password: body.password.map(rpc::Secret),
         revoke_keys: body.revoke_keys.unwrap_or(false),
+        limits: body.limits.map(UserLimits::try_from).transpose()?,
     };
     let user = gateway
         .bus

@@ -55,7 +55,7 @@ pub(crate) async fn create(
     Caller(principal): Caller,
     Json(body): Json<CreateWebhook>,
 ) -> Answer<(StatusCode, axum::Json<CreatedWebhook>)> {
-    audit::accept_on_webhook(&gateway, AuditAction::CreateWebhook, None).await?;
+    audit::accept_target(&gateway, AuditAction::CreateWebhook, None, &[]).await?;
     let request = rpc::CreateWebhookRequest {
         owner: principal.user,
         url: body.url,
@@ -145,7 +145,7 @@ pub(crate) async fn delete(
     Caller(principal): Caller,
     Path(id): Path<WebhookId>,
 ) -> Answer<StatusCode> {
-    audit::accept_on_webhook(&gateway, AuditAction::DeleteWebhook, Some(&id)).await?;
+    audit::accept_target(&gateway, AuditAction::DeleteWebhook, Some(id.as_str()), &[]).await?;
     let request = rpc::WebhookRequest {
         owner: principal.user,
         id,
@@ -211,7 +211,13 @@ pub(crate) async fn redeliver(
     let delivery: DeliveryId = named
         .and_then(|(_, text)| text.parse().ok())
         .ok_or_else(|| Error::not_found("delivery"))?;
-    audit::accept_on_webhook(&gateway, AuditAction::RedeliverWebhook, Some(&id)).await?;
+    audit::accept_target(
+        &gateway,
+        AuditAction::RedeliverWebhook,
+        Some(id.as_str()),
+        &[],
+    )
+    .await?;
     let request = rpc::RedeliverRequest {
         owner: principal.user,
         id,

@@ -7,6 +7,7 @@ mod m0004_key_creators;
 mod m0005_audit_chain;
 mod m0006_ticket_resources;
 mod m0007_previews;
+mod m0008_user_limits;
 
 use sea_orm_migration::{MigrationTrait, MigratorTrait, async_trait};
 
@@ -23,6 +24,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0005_audit_chain::Migration),
             Box::new(m0006_ticket_resources::Migration),
             Box::new(m0007_previews::Migration),
+            Box::new(m0008_user_limits::Migration),
         ]
     }
 }

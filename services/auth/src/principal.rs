@@ -1,10 +1,12 @@
 //! The part of a principal that the stores read for every kind of credential.
 
+use agentbox_contracts::ErrorChain;
 use agentbox_contracts::identity::{Credential, Principal, Role, Scope};
 use agentbox_contracts::ids::UserId;
+use agentbox_contracts::limits::UserLimits;
 use agentbox_database::Text;
 use sea_orm::FromQueryResult;
-use sea_orm::prelude::DateTimeUtc;
+use sea_orm::prelude::{DateTimeUtc, Json};
 
 /// A credential that is neither expired nor revoked, and the current data of its user.
 #[derive(FromQueryResult)]
@@ -14,12 +16,24 @@ pub struct ActiveCredential {
     pub role: Text<Role>,
     /// When the credential expires.
     pub expires_at: Option<DateTimeUtc>,
+    pub limits: Json,
+}
+
+/// The limits of a user in the database. Those that this version cannot read are the limits of the
+/// deployment.
+#[must_use]
+pub fn stored_limits(user: &UserId, limits: Json) -> UserLimits {
+    serde_json::from_value(limits).unwrap_or_else(|error| {
+        tracing::error!(error = %ErrorChain(&error), enduser.id = %user, "limits of a user not read");
+        UserLimits::default()
+    })
 }
 
 impl ActiveCredential {
     #[must_use]
     pub fn principal(self, credential: Credential, scope: Scope) -> Principal {
         Principal {
+            limits: stored_limits(&self.user_id.0, self.limits),
             user: self.user_id.0,
             username: self.username,
             role: self.role.0,

@@ -90,7 +90,8 @@ impl Users {
         Ok(user)
     }
 
-    /// Changes the email, the role or the password of a user, and revokes its keys if asked to.
+    /// Changes the email, the role, the password or the limits of a user, and revokes its keys if asked
+    /// to.
     ///
     /// # Errors
     /// Validation; NotFound; Conflict when the email is taken or the user is the last
@@ -115,10 +116,16 @@ impl Users {
             let user = user.ok_or_else(not_found)?;
             rules::may_lose_admin(user.role.0, other_admins)?;
         }
-        let user = store::update(&transaction, &request.id, request.email, request.role)
-            .await
-            .map_err(conflict_error)?
-            .ok_or_else(not_found)?;
+        let user = store::update(
+            &transaction,
+            &request.id,
+            request.email,
+            request.role,
+            request.limits.as_ref(),
+        )
+        .await
+        .map_err(conflict_error)?
+        .ok_or_else(not_found)?;
         if let Some(hash) = password_hash {
             store::set_password(&transaction, &request.id, &hash, None).await?;
         }

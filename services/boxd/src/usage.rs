@@ -1,6 +1,7 @@
-//! The box's resource usage, from its own cgroup.
+//! The box's resource usage, from its own cgroup and its network interfaces.
 
 mod cgroup;
+mod network;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,6 +74,7 @@ impl UsageSampler {
             memory_limit_bytes: cgroup.memory_limit_bytes(),
             pids: cgroup.pids(),
             oom_kills: cgroup.oom_kills(),
+            egress_bytes: network::egress_bytes(),
         };
         *last = Some(Reading { at: now, usage });
         usage

@@ -39,7 +39,7 @@ use std::time::Duration;
 
 use agentbox_bus::{Bus, BusError};
 use agentbox_contracts::ErrorChain;
-use agentbox_contracts::exec::rpc::{ArchiveOutput, GetActivity, GetUsage};
+use agentbox_contracts::exec::rpc::{ArchiveOutput, GetActivity, GetUsage, MeterUsage};
 use agentbox_service::{Context, ServiceFuture};
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
@@ -141,6 +141,7 @@ pub async fn serve(
 
 fn requests(bus: &Bus, cluster: &Arc<Cluster>, archive: &Archive) -> agentbox_bus::Server {
     let usage_cluster = Arc::clone(cluster);
+    let meter_cluster = Arc::clone(cluster);
     let activity_cluster = Arc::clone(cluster);
     let archive_cluster = Arc::clone(cluster);
     let archive = archive.clone();
@@ -148,6 +149,10 @@ fn requests(bus: &Bus, cluster: &Arc<Cluster>, archive: &Archive) -> agentbox_bu
         .on_cluster::<GetUsage, _, _>(&cluster.name, move |request| {
             let cluster = Arc::clone(&usage_cluster);
             async move { usage::answer(&cluster, request).await }
+        })
+        .on_cluster::<MeterUsage, _, _>(&cluster.name, move |request| {
+            let cluster = Arc::clone(&meter_cluster);
+            async move { usage::meter(&cluster, request).await }
         })
         .on_cluster::<GetActivity, _, _>(&cluster.name, move |request| {
             let cluster = Arc::clone(&activity_cluster);

@@ -1,11 +1,11 @@
-//! The current resource usage of a running box.
+//! The current resource usage of a running box, and the counters that meter it.
 
 use std::time::Duration;
 
 use agentbox_box_protocol::proto;
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::exec::{UsageReply, UsageRequest};
+use agentbox_contracts::exec::{MeterReply, UsageReply, UsageRequest};
 use tracing::Instrument as _;
 
 use crate::boxes::trace::{call_span, traced};
@@ -26,6 +26,29 @@ pub async fn answer(cluster: &Cluster, request: UsageRequest) -> Result<UsageRep
     if let Some(usage) = cluster_usage(cluster, &request).await {
         return Ok(usage);
     }
+    let result = ask_boxd(cluster, &request).await;
+    let usage = result.inspect_err(|error| metrics::failed("usage", error.code))?;
+    Ok(UsageReply {
+        cpu_milli: usage.cpu_milli,
+        memory_bytes: usage.memory_bytes,
+    })
+}
+
+/// Answers a request for the counters of a box.
+///
+/// # Errors
+/// As [`answer`].
+pub async fn meter(cluster: &Cluster, request: UsageRequest) -> Result<MeterReply, Error> {
+    let result = ask_boxd(cluster, &request).await;
+    let usage = result.inspect_err(|error| metrics::failed("meter", error.code))?;
+    Ok(MeterReply {
+        cpu_usage_ns: usage.cpu_usage_nanos,
+        egress_bytes: usage.egress_bytes,
+    })
+}
+
+/// Asks boxd, for at most [`DEADLINE`].
+async fn ask_boxd(cluster: &Cluster, request: &UsageRequest) -> Result<proto::UsageReply, Error> {
     let asked = async {
         let lease = cluster
             .boxes
@@ -36,14 +59,13 @@ pub async fn answer(cluster: &Cluster, request: UsageRequest) -> Result<UsageRep
             other => other,
         }
     };
-    let result = match tokio::time::timeout(DEADLINE, asked).await {
+    match tokio::time::timeout(DEADLINE, asked).await {
         Ok(result) => result.map_err(|error| error.public()),
         Err(_) => Err(Error::new(
             ErrorCode::Timeout,
             "the box did not report its usage in time",
         )),
-    };
-    result.inspect_err(|error| metrics::failed("usage", error.code))
+    }
 }
 
 /// The usage as the cluster measures it. It includes the sandbox.
@@ -63,18 +85,12 @@ async fn cluster_usage(cluster: &Cluster, request: &UsageRequest) -> Option<Usag
 }
 
 /// The usage as boxd reports it.
-async fn boxd_usage(lease: &Lease) -> Result<UsageReply, BoxError> {
+async fn boxd_usage(lease: &Lease) -> Result<proto::UsageReply, BoxError> {
     let span = call_span("Usage");
     let mut connection = lease.connection().instrument(span.clone()).await?;
     let request = traced(&span, proto::UsageRequest {});
     match connection.client.usage(request).instrument(span).await {
-        Ok(usage) => {
-            let usage = usage.into_inner();
-            Ok(UsageReply {
-                cpu_milli: usage.cpu_milli,
-                memory_bytes: usage.memory_bytes,
-            })
-        }
+        Ok(usage) => Ok(usage.into_inner()),
         Err(status) => {
             let error = BoxError::from_status(status);
             if matches!(error, BoxError::Lost(_)) {

@@ -4,12 +4,13 @@
 //! * [`entity`], [`record`], [`store`]: the database, and every SQL statement.
 //! * [`handlers`]: the RPCs of other services.
 //! * [`reconcile`], [`queue`]: bringing one environment to its requested state.
-//! * [`sweeper`], [`orphans`]: periodic work.
+//! * [`sweeper`], [`orphans`], [`metering`]: periodic work.
 //! * [`outbox`]: publishing changes on the bus.
 
 pub mod creation;
 mod entity;
 pub mod handlers;
+pub mod metering;
 pub mod orphans;
 pub mod outbox;
 pub mod plan;

@@ -7,11 +7,13 @@
 //! * [`config`], [`migrations`]: its settings and its schema.
 //! * [`cluster`]: where boxes run.
 //! * [`environment`]: everything about environments.
+//! * [`dead_letters`]: messages that could not be processed, for operators.
 //! * [`pool`]: warm pools.
 //! * [`trace`], [`metrics`]: telemetry.
 
 pub mod cluster;
 pub mod config;
+mod dead_letters;
 pub mod environment;
 mod metrics;
 pub mod migrations;
@@ -23,7 +25,10 @@ use std::time::Duration;
 
 use agentbox_bus::{Bus, BusError, Command, Retry, Server};
 use agentbox_contracts::ErrorChain;
+use agentbox_contracts::cluster::rpc as clusters;
+use agentbox_contracts::dead_letter::rpc as letters;
 use agentbox_contracts::environment::rpc;
+use agentbox_contracts::metering::rpc as metered;
 use agentbox_contracts::pool::rpc as pools;
 use agentbox_contracts::registry::rpc as credentials;
 use agentbox_contracts::subjects::{self, Subject};
@@ -42,7 +47,7 @@ use crate::environment::handlers::Environments;
 use crate::environment::outbox::{self, Relay};
 use crate::environment::reconcile::Reconciler;
 use crate::environment::store::Store;
-use crate::environment::{orphans, queue, sweeper};
+use crate::environment::{metering, orphans, queue, sweeper};
 use crate::pool::boxes::WarmBoxes;
 use crate::pool::configuration;
 use crate::pool::handlers::Pools;
@@ -208,6 +213,18 @@ impl Scheduler {
             let serve = async move { Ok(state.serve_cluster(name, runtime, ready).await?) };
             spawn("cluster", serve.boxed());
         }
+        // A failure means that this replica places environments in cordoned clusters until the first
+        // read that succeeds.
+        if let Err(error) = state.environments.refresh_scheduling().await {
+            tracing::warn!(error = %ErrorChain(&error), "states of clusters not read; retried");
+        }
+        let environments = state.environments.clone();
+        let shutdown = state.shutdown.clone();
+        let scheduling = async move {
+            sweeper::run_scheduling(&environments, shutdown).await;
+            Ok(())
+        };
+        spawn("cluster-states", scheduling.boxed());
         // Until then another replica, which may reach a cluster, answers the creates.
         state
             .clusters
@@ -262,6 +279,33 @@ impl AppState {
             .on_shared::<pools::GetPool, _, _, _>(warm_pools, async |p, r| p.get(r).await)
             .on_shared::<pools::ListPools, _, _, _>(warm_pools, async |p, r| p.list(r).await)
             .on_shared::<pools::DeletePool, _, _, _>(warm_pools, async |p, r| p.delete(r).await)
+            .on_shared::<clusters::ListClusters, _, _, _>(environments, async |e, _| {
+                e.list_clusters().await
+            })
+            .on_shared::<clusters::CordonCluster, _, _, _>(environments, async |e, r| {
+                e.cordon_cluster(r).await
+            })
+            .on_shared::<clusters::UncordonCluster, _, _, _>(environments, async |e, r| {
+                e.uncordon_cluster(r).await
+            })
+            .on_shared::<clusters::DrainCluster, _, _, _>(environments, async |e, r| {
+                e.drain_cluster(r).await
+            })
+            .on_shared::<metered::ReadUsage, _, _, _>(environments, async |e, r| {
+                e.read_usage(r).await
+            })
+            .on_shared::<letters::ListDeadLetters, _, _, _>(&self.bus, async |bus, r| {
+                dead_letters::list(&bus, r).await
+            })
+            .on_shared::<letters::GetDeadLetter, _, _, _>(&self.bus, async |bus, r| {
+                dead_letters::get(&bus, r).await
+            })
+            .on_shared::<letters::ReplayDeadLetter, _, _, _>(&self.bus, async |bus, r| {
+                dead_letters::replay(&bus, r).await
+            })
+            .on_shared::<letters::DiscardDeadLetter, _, _, _>(&self.bus, async |bus, r| {
+                dead_letters::discard(&bus, r).await
+            })
             .on_shared::<rpc::Health, _, _, _>(environments, async |e, _| Ok(e.health().await))
     }
 
@@ -285,7 +329,13 @@ impl AppState {
         let pools = leases.run_while_held("pools", &self.shutdown, |held| reconciler.run(held));
         let statistics =
             sweeper::run_statistics(&self.store, &self.clusters, self.shutdown.clone());
-        tokio::join!(expiry, idle, pools, purge, statistics);
+        let drains = leases.run_while_held("drain", &self.shutdown, |held| {
+            sweeper::run_drains(&self.environments, held)
+        });
+        let metering = leases.run_while_held("metering", &self.shutdown, |held| {
+            metering::run(&self.store, &self.bus, held)
+        });
+        tokio::join!(expiry, idle, pools, purge, drains, metering, statistics);
     }
 
     /// Reports whether a cluster is reachable. One is enough.

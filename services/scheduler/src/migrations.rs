@@ -11,6 +11,8 @@ mod m0008_audit_outbox;
 mod m0009_registry_credentials;
 mod m0010_storage_reservations;
 mod m0011_idle_and_policy;
+mod m0012_cluster_states;
+mod m0013_metering;
 mod m0014_warm_pools;
 
 use sea_orm_migration::{MigrationTrait, MigratorTrait};
@@ -32,6 +34,8 @@ impl MigratorTrait for Migrator {
             Box::new(m0009_registry_credentials::Migration),
             Box::new(m0010_storage_reservations::Migration),
             Box::new(m0011_idle_and_policy::Migration),
+            Box::new(m0012_cluster_states::Migration),
+            Box::new(m0013_metering::Migration),
             Box::new(m0014_warm_pools::Migration),
         ]
     }

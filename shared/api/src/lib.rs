@@ -7,6 +7,8 @@
 pub mod api_key;
 pub mod attach;
 pub mod audit;
+pub mod cluster;
+pub mod dead_letter;
 pub mod environment;
 pub mod error;
 pub mod event;
@@ -15,7 +17,9 @@ pub mod execution;
 pub mod file;
 pub mod health;
 pub mod kubernetes;
+pub mod limits;
 pub mod logs;
+pub mod metering;
 pub mod pool;
 pub mod port;
 pub mod registry;

@@ -6,6 +6,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use crate::limits::UserLimitsBody;
+
 /// The credentials of a user.
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
 #[schema(example = json!({"username": "alice", "password": "correct horse battery staple"}))]
@@ -69,6 +71,10 @@ pub struct UserBody {
     /// When the user was created (RFC 3339, UTC).
     #[schema(example = "2026-01-22T10:00:00Z")]
     pub created_at: DateTime<Utc>,
+    /// The limits that an administrator has set for the user. Absent if there are none: then those of
+    /// the deployment apply.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<UserLimitsBody>,
 }
 
 impl From<User> for UserBody {
@@ -79,6 +85,7 @@ impl From<User> for UserBody {
             email: user.email,
             role: user.role,
             created_at: user.created_at,
+            limits: (!user.limits.is_default()).then(|| user.limits.into()),
         }
     }
 }
@@ -185,6 +192,10 @@ pub struct PatchUser {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(default = false, example = false)]
     pub revoke_keys: Option<bool>,
+    /// The new limits. They replace all limits that the user has: an absent limit becomes the limit of
+    /// the deployment. They apply to the next request of the user and end nothing that exists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<UserLimitsBody>,
 }
 
 /// One page of users.

@@ -177,8 +177,9 @@ fn other_calls_are_encoded_as_before() {
         memory_limit_bytes: 4,
         pids: 5,
         oom_kills: 6,
+        egress_bytes: 7,
     };
-    assert_encodes(usage, "080110021803200428053006");
+    assert_encodes(usage, "0801100218032004280530063807");
     let status = proto::StatusReply {
         main: "exited".into(),
         exit_code: 1,

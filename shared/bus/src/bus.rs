@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::audit::{AuditEntry, AuditHead};
+use agentbox_contracts::dead_letter::{DeadLetter, DeadLetterContent};
 use agentbox_contracts::environment::{EnvironmentEvent, Route};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::{EnvironmentId, InstanceId};
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::{self, AuditQueue};
 use crate::client::{BusConfig, Client, Reports};
+use crate::dead_letter::stored;
 use crate::error::BusError;
 use crate::event_queue::{self, EventQueue};
 use crate::events::{self, EventStream};
@@ -372,6 +374,50 @@ impl Bus {
             return Err(BusError::Disconnected);
         }
         counter::increment(&self.inner.replies, subject, by, deadline).await
+    }
+}
+
+/// Dead letters: JetStream. Only the scheduler has the permissions for them.
+impl Bus {
+    /// One page of dead letters, newest first, and the number of all.
+    ///
+    /// # Errors
+    /// When JetStream does not answer within a few seconds.
+    pub async fn dead_letters(
+        &self,
+        limit: u32,
+        offset: u64,
+    ) -> Result<(Vec<DeadLetter>, u64), BusError> {
+        stored::list(&self.inner.client, limit, offset).await
+    }
+
+    /// One dead letter with its content; `None` when there is none with this number.
+    ///
+    /// # Errors
+    /// As [`Self::dead_letters`].
+    pub async fn dead_letter(&self, number: u64) -> Result<Option<DeadLetterContent>, BusError> {
+        stored::get(&self.inner.client, number).await
+    }
+
+    /// Queues the command of a dead letter again. It is dropped unless a replica processes it within
+    /// `expires_in`.
+    ///
+    /// # Errors
+    /// When JetStream has not acknowledged it.
+    pub async fn replay_dead_letter(
+        &self,
+        content: &DeadLetterContent,
+        expires_in: Duration,
+    ) -> Result<(), BusError> {
+        stored::replay(&self.inner.client, content, expires_in).await
+    }
+
+    /// Removes a dead letter. Succeeds for one that is gone.
+    ///
+    /// # Errors
+    /// As [`Self::dead_letters`].
+    pub async fn discard_dead_letter(&self, number: u64) -> Result<(), BusError> {
+        stored::discard(&self.inner.client, number).await
     }
 }
 

@@ -1,5 +1,10 @@
 //! Dead letters: messages that no replica can process, kept for an operator.
+//!
+//! * [`stored`]: what an operator does with them.
 
+pub(crate) mod stored;
+
+use agentbox_contracts::dead_letter::MAX_DEAD_LETTER_BYTES;
 use agentbox_contracts::subjects::{self, HEADER_REASON};
 use async_nats::jetstream::Message;
 use async_nats::{HeaderMap, header};
@@ -9,9 +14,6 @@ use crate::error::BusError;
 use crate::metrics;
 
 const WRITING: &str = "writing a dead letter";
-/// The most bytes of a message that its dead letter keeps, so that a few large messages cannot
-/// displace all others.
-const MAX_BYTES: usize = 64 * 1024;
 
 /// Stores a message as a dead letter. The caller then removes it from its own stream.
 pub(crate) async fn store(
@@ -22,7 +24,7 @@ pub(crate) async fn store(
     let origin = message.info();
     let origin = origin.map_or(("", 0), |info| (info.stream, info.stream_sequence));
     let headers = headers(message.headers.as_ref(), origin, reason);
-    let kept = message.payload.len().min(MAX_BYTES);
+    let kept = message.payload.len().min(MAX_DEAD_LETTER_BYTES);
     client
         .jetstream()
         .publish_with_headers(

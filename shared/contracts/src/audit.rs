@@ -1,8 +1,8 @@
 //! The audit trail: its entries, the origin of a request, and auth's RPC that reads it.
 //!
 //! * I1. An entry has ids, an address and values of closed lists. A text from a request is in it
-//!   only as the name of a registry that the operator allows, as the name of a pool, and as
-//!   `arguments`, which the operator switches on.
+//!   only as the name of a registry that the operator allows, as the name of a pool, as that of a
+//!   cluster that the operator configured, and as `arguments`, which the operator switches on.
 //! * I2. The id of an entry is chosen once, where the entry is made. Whatever is sent again is
 //!   therefore recorded once.
 
@@ -86,6 +86,13 @@ pub enum AuditAction {
     /// The target of this and the next action is the webhook.
     DeleteWebhook,
     RedeliverWebhook,
+    /// The target of this and the following two actions is the name of the cluster.
+    CordonCluster,
+    UncordonCluster,
+    DrainCluster,
+    /// The target of this and the following action is the number of the dead letter.
+    ReplayDeadLetter,
+    DiscardDeadLetter,
 }
 
 impl AuditAction {
@@ -120,14 +127,19 @@ impl AuditAction {
             | Self::DeletePreview
             | Self::CreateWebhook
             | Self::DeleteWebhook
-            | Self::RedeliverWebhook => "api-gateway",
+            | Self::RedeliverWebhook
+            | Self::ReplayDeadLetter
+            | Self::DiscardDeadLetter => "api-gateway",
             Self::CreateEnvironment
             | Self::PatchEnvironment
             | Self::DeleteEnvironment
             | Self::SetRegistryCredential
             | Self::DeleteRegistryCredential
             | Self::SetPool
-            | Self::DeletePool => "scheduler",
+            | Self::DeletePool
+            | Self::CordonCluster
+            | Self::UncordonCluster
+            | Self::DrainCluster => "scheduler",
             Self::BootstrapAdmin
             | Self::Login
             | Self::Logout
@@ -247,7 +259,7 @@ pub struct AuditEntry {
     #[serde(flatten)]
     pub origin: Origin,
     pub action: AuditAction,
-    /// The id that the action was about, or the name of a registry or a pool.
+    /// The id that the action was about, or the name of a registry, a pool or a cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
     pub outcome: AuditOutcome,

@@ -107,6 +107,14 @@ pub struct UsageReply {
     pub memory_bytes: u64,
 }
 
+/// The counters of a running box since it started, as its boxd reads them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeterReply {
+    pub cpu_usage_ns: u64,
+    /// Bytes that left its network interfaces, but the loopback.
+    pub egress_bytes: u64,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ActivityRequest {
     pub environment: EnvironmentId,

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ApiKeyId, EnvironmentId, ExecId, LoginId, UserId};
+use crate::limits::UserLimits;
 use crate::logs::base64_bytes;
 
 /// The longest username, in characters.
@@ -210,6 +211,9 @@ pub struct Principal {
     /// Whether the credential is an API key that may do what needs a login otherwise.
     #[serde(default)]
     pub management: bool,
+    /// The limits of the user.
+    #[serde(default, skip_serializing_if = "UserLimits::is_default")]
+    pub limits: UserLimits,
 }
 
 /// A user, without any secret.
@@ -220,6 +224,8 @@ pub struct User {
     pub email: String,
     pub role: Role,
     pub created_at: DateTime<Utc>,
+    #[serde(default, skip_serializing_if = "UserLimits::is_default")]
+    pub limits: UserLimits,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -253,7 +259,7 @@ pub mod rpc {
 
     use super::{
         ApiKey, ApiKeyId, Credential, DateTime, Deserialize, EnvironmentId, EnvironmentPermission,
-        Principal, Role, Serialize, TicketAction, TicketResource, User, UserId, Utc,
+        Principal, Role, Serialize, TicketAction, TicketResource, User, UserId, UserLimits, Utc,
     };
     use crate::rpc::{Empty, rpc};
 
@@ -358,6 +364,9 @@ pub mod rpc {
         /// Revoke the user's API keys.
         #[serde(default)]
         pub revoke_keys: bool,
+        /// Replaces all limits of the user.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub limits: Option<UserLimits>,
     }
 
     #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -3,7 +3,9 @@
 
 pub mod asyncapi;
 pub mod audit;
+pub mod cluster;
 pub mod command;
+pub mod dead_letter;
 pub mod environment;
 pub mod error;
 mod error_chain;
@@ -13,7 +15,9 @@ pub mod files;
 pub mod identity;
 pub mod ids;
 pub mod labels;
+pub mod limits;
 pub mod logs;
+pub mod metering;
 pub mod nullable;
 pub mod permissions;
 pub mod pool;

@@ -82,6 +82,11 @@ impl Permissions {
             .publish([format!("$JS.API.STREAM.MSG.GET.{stream}")])
     }
 
+    /// The removal of single messages.
+    fn delete_messages(self, stream: &str) -> Self {
+        self.publish([format!("$JS.API.STREAM.MSG.DELETE.{stream}")])
+    }
+
     /// The state of a stream, and consumers.
     fn consume_stream(self, stream: &str) -> Self {
         self.stream_info(stream).publish([
@@ -237,6 +242,7 @@ pub fn for_user(user: &str) -> Option<Permissions> {
             .acknowledge(COMMANDS_STREAM)
             .consume_stream(EVENTS_STREAM)
             .read_stream(DEAD_LETTERS_STREAM)
+            .delete_messages(DEAD_LETTERS_STREAM)
             .read_stream(ROUTES_STREAM),
         "exec-proxy" => base
             .serve(user, "exec")
@@ -376,14 +382,18 @@ mod tests {
     }
 
     #[test]
-    fn service_cannot_change_a_stream() {
+    fn service_cannot_change_a_stream_but_remove_messages_of_its_own() {
         for service in SERVICES {
             for subject in for_user(service).unwrap().publish {
                 let verb = subject.strip_prefix("$JS.API.STREAM.");
                 let Some(verb) = verb else { continue };
-                let is_own_purge = verb == format!("PURGE.{OUTPUT_STREAM}");
+                let is_own_removal = match service {
+                    "exec-proxy" => verb == format!("PURGE.{OUTPUT_STREAM}"),
+                    "scheduler" => verb == format!("MSG.DELETE.{DEAD_LETTERS_STREAM}"),
+                    _ => false,
+                };
                 assert!(
-                    verb.starts_with("INFO.") || verb.starts_with("MSG.GET.") || is_own_purge,
+                    verb.starts_with("INFO.") || verb.starts_with("MSG.GET.") || is_own_removal,
                     "{service}: {subject}"
                 );
             }

@@ -26,6 +26,8 @@ const WEBHOOK: &str = "webhook-0123456789abcdef";
 const DELIVERY: &str = "delivery-0123456789abcdef";
 const AT: &str = "2026-01-02T03:04:05Z";
 
+mod operators;
+
 type Messages = BTreeMap<String, Value>;
 
 /// Decodes a message with all fields and records its encoding.

@@ -9,7 +9,7 @@ const PACKAGES: &str = include_str!("../../packages.sh");
 ///
 /// # Errors
 /// When packages are missing, with their names in one line.
-pub(super) async fn require_packages() -> anyhow::Result<()> {
+pub(crate) async fn require_packages() -> anyhow::Result<()> {
     let output = tokio::process::Command::new("bash")
         .args(["-c", PACKAGES, "packages.sh", "check"])
         .stdin(std::process::Stdio::null())

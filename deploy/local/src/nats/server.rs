@@ -32,11 +32,8 @@ fn parse_version(output: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// The path of the program, after a download if necessary.
-///
-/// # Errors
-/// [`ServerError::Unavailable`] lists the attempts.
-pub async fn find_or_fetch(cache: &Path) -> Result<PathBuf, ServerError> {
+/// The path of the program that is there already: on PATH if it is new enough, or in the cache.
+pub(crate) async fn installed(cache: &Path) -> Option<PathBuf> {
     if let Some(program) = find("nats-server") {
         let output = Tool::new(&program).args(["--version"]).run().await;
         if output
@@ -44,14 +41,28 @@ pub async fn find_or_fetch(cache: &Path) -> Result<PathBuf, ServerError> {
             .and_then(|output| parse_version(&output))
             .is_some_and(|version| version >= MIN_VERSION)
         {
-            return Ok(program);
+            return Some(program);
         }
     }
-    let directory = cache.join(format!("nats-server-{VERSION}"));
-    let program = directory.join("nats-server");
-    if program.is_file() {
+    let program = directory(cache).join("nats-server");
+    program.is_file().then_some(program)
+}
+
+/// The directory of the downloaded program.
+fn directory(cache: &Path) -> PathBuf {
+    cache.join(format!("nats-server-{VERSION}"))
+}
+
+/// The path of the program, after a download if necessary.
+///
+/// # Errors
+/// [`ServerError::Unavailable`] lists the attempts.
+pub async fn find_or_fetch(cache: &Path) -> Result<PathBuf, ServerError> {
+    if let Some(program) = installed(cache).await {
         return Ok(program);
     }
+    let directory = directory(cache);
+    let program = directory.join("nats-server");
     let failed = |source| ServerError::Cache {
         path: directory.clone(),
         source,

@@ -12,6 +12,7 @@ mod api;
 mod audit;
 mod boxes;
 mod clusters;
+mod doctor;
 mod encryption;
 mod events;
 mod examples;

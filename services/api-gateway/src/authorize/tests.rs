@@ -35,6 +35,7 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("GET", "/users/{user}", "UFFFAFFFFFF"),
     ("PATCH", "/users/{user}", "UFFFAFFFFFF"),
     ("DELETE", "/users/{user}", "UFFFAFFFFFF"),
+    ("GET", "/users/{user}/usage", "UFFFAFFFFFF"),
     ("POST", "/api-keys", "UAAAAFFFFFF"),
     ("GET", "/api-keys", "UAAAAFFFFFF"),
     ("GET", "/api-keys/{key}", "UAAAAFFFFFF"),
@@ -130,6 +131,14 @@ const TABLE: &[(&str, &str, &str)] = &[
         "UAFAAFFFFFF",
     ),
     ("GET", "/audit", "UAAAAFFFFFF"),
+    ("GET", "/clusters", "UFFFAFFFFFF"),
+    ("POST", "/clusters/{cluster}/cordon", "UFFFAFFFFFF"),
+    ("POST", "/clusters/{cluster}/uncordon", "UFFFAFFFFFF"),
+    ("POST", "/clusters/{cluster}/drain", "UFFFAFFFFFF"),
+    ("GET", "/dead-letters", "UFFFAFFFFFF"),
+    ("GET", "/dead-letters/{letter}", "UFFFAFFFFFF"),
+    ("DELETE", "/dead-letters/{letter}", "UFFFAFFFFFF"),
+    ("POST", "/dead-letters/{letter}/replay", "UFFFAFFFFFF"),
     ("GET", "/health", "AAAAAAAAAAA"),
     ("GET", "/health/live", "AAAAAAAAAAA"),
     ("GET", "/health/ready", "AAAAAAAAAAA"),
@@ -161,6 +170,7 @@ fn principal(user: &UserId, role: Role, credential: Credential, scope: Scope) ->
         scope,
         expires_at: None,
         management: false,
+        limits: Default::default(),
     }
 }
 
@@ -261,7 +271,7 @@ fn every_route_allows_each_principal_as_in_the_table() {
 }
 
 #[test]
-fn key_needs_management_to_manage_users_and_registries() {
+fn key_needs_management_to_manage_users_and_registries_and_to_operate() {
     let admin = UserId::random();
     let key = Credential::ApiKey {
         id: ApiKeyId::random(),
@@ -277,8 +287,10 @@ fn key_needs_management_to_manage_users_and_registries() {
         (managing(Role::Admin), 'A'),
         (managing(Role::User), 'F'),
     ] {
-        let outcome = authorize(Some(&principal), Action::ManageUsers, None);
-        assert_eq!(letter(outcome), expected, "{principal:?}");
+        for action in [Action::ManageUsers, Action::OperateSystem] {
+            let outcome = authorize(Some(&principal), action, None);
+            assert_eq!(letter(outcome), expected, "{action:?} {principal:?}");
+        }
     }
     for (principal, expected) in [(key.clone(), 'F'), (managing(Role::User), 'A')] {
         let outcome = authorize(Some(&principal), Action::ManageRegistries, None);

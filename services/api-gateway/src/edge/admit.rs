@@ -182,6 +182,9 @@ async fn decide(admission: &Admission, parts: &mut Parts) -> (RateLimitStatus, R
         category: *category,
     };
     let (mut rate_limit, identity) = identify(gateway, attempt).await;
+    if let Ok(Some(principal)) = &identity {
+        rate_limit = rate_limit.with_limit(category.limit_of(&principal.limits));
+    }
     let is_anonymous = !matches!(identity, Ok(Some(_)));
     if *category == Category::Uncounted && !action.is_open() && is_anonymous {
         // Such a request costs auth an answer.

@@ -84,6 +84,32 @@ pub(crate) type Registry = String;
 /// The name of the pool in a path.
 pub(crate) type PoolName = String;
 
+/// The parameter of a path that names a cluster.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[allow(dead_code, reason = "describes a parameter")]
+pub(crate) struct ClusterParameter {
+    /// The cluster's name in the configuration.
+    #[param(example = "eu-1", max_length = 63)]
+    cluster: String,
+}
+
+/// The cluster in a path. See [`Registry`].
+pub(crate) type ClusterName = String;
+
+/// The parameter of a path that names a dead letter.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[allow(dead_code, reason = "describes a parameter")]
+pub(crate) struct DeadLetterParameter {
+    /// The number of the dead letter.
+    #[param(example = 17)]
+    letter: u64,
+}
+
+/// The number of a dead letter in a path. See [`Registry`].
+pub(crate) type DeadLetterNumber = u64;
+
 /// The id in the path. Text that is not an id names no resource: the answer is 404.
 pub(crate) struct Path<T>(pub T);
 
@@ -105,6 +131,8 @@ pub(crate) async fn id<T: FromStr>(parts: &mut Parts) -> Result<T, Error> {
         "registry" => "registry credential",
         "pool" => "pool",
         "webhook" => "webhook",
+        "cluster" => "cluster",
+        "letter" => "dead letter",
         _ => "environment",
     };
     value.parse().map_err(|_| Error::not_found(resource))

@@ -128,7 +128,8 @@ fn statuses(path: &str, operation: &Operation, needs_credential: bool) -> Vec<u1
     if takes_body && tags().any(|tag| tag == "files") {
         statuses.push(507);
     }
-    if (needs_credential && takes_body) || connects_to_box || path.ends_with('}') {
+    let depends_on_state = path.ends_with('}') || path.ends_with("/replay");
+    if (needs_credential && takes_body) || connects_to_box || depends_on_state {
         statuses.push(409);
     }
     if connects_to_box {

@@ -55,6 +55,15 @@ impl RateLimitStatus {
         }
     }
 
+    /// The same count with another limit, if there is one.
+    #[must_use]
+    pub(crate) fn with_limit(self, limit: Option<u64>) -> Self {
+        Self {
+            limit: limit.unwrap_or(self.limit),
+            ..self
+        }
+    }
+
     /// Of two limits that one request was counted against, the one with fewer requests left.
     #[must_use]
     pub(crate) fn tighter(self, other: Self) -> Self {
@@ -165,6 +174,15 @@ mod tests {
         assert_eq!(headers["x-ratelimit-reset"], "1706011200");
         RateLimitStatus::at(Category::Exec, 100, 105, 0).write(&mut headers);
         assert_eq!(headers["x-ratelimit-remaining"], "0");
+    }
+
+    #[test]
+    fn limit_of_the_caller_replaces_that_of_the_deployment() {
+        let counted = RateLimitStatus::at(Category::Exec, 10, 11, 0);
+        assert!(counted.with_limit(None).check().is_err());
+        assert!(counted.with_limit(Some(11)).check().is_ok());
+        let message = counted.with_limit(Some(3)).check().unwrap_err().message;
+        assert!(message.starts_with("more than 3 requests"), "{message}");
     }
 
     #[test]

@@ -3,6 +3,8 @@ use agentbox_contracts::ids::UserId;
 use agentbox_database::Text;
 use sea_orm::entity::prelude::*;
 
+use crate::principal::stored_limits;
+
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "users")]
 pub struct Model {
@@ -15,6 +17,9 @@ pub struct Model {
     /// Increases with each new password. A login that verified the old one is not recorded.
     pub password_version: i64,
     pub created_at: DateTimeUtc,
+    /// [`UserLimits`](agentbox_contracts::limits::UserLimits), as JSON.
+    #[sea_orm(column_type = "JsonBinary")]
+    pub limits: Json,
 }
 
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -25,6 +30,7 @@ impl ActiveModelBehavior for ActiveModel {}
 impl From<Model> for User {
     fn from(user: Model) -> Self {
         Self {
+            limits: stored_limits(&user.id.0, user.limits),
             id: user.id.0,
             username: user.username,
             email: user.email,

@@ -58,6 +58,7 @@ pub async fn find_active(
         .column(Column::ExpiresAt)
         .column(users::Column::Username)
         .column(users::Column::Role)
+        .column(users::Column::Limits)
         .inner_join(users::Entity)
         .filter(Column::UserId.eq(user.as_str()))
         .filter(Column::RevokedAt.is_null())

@@ -106,6 +106,7 @@ mod tests {
             scope,
             expires_at: None,
             management: false,
+            limits: Default::default(),
         }
     }
 

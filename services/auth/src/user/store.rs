@@ -2,6 +2,7 @@
 
 use agentbox_contracts::identity::{Role, User};
 use agentbox_contracts::ids::UserId;
+use agentbox_contracts::limits::UserLimits;
 use agentbox_database::{Text, span};
 use sea_orm::prelude::Expr;
 use sea_orm::sea_query::{ExprTrait, Func};
@@ -81,8 +82,8 @@ pub async fn insert(on: &impl ConnectionTrait, new: NewUser) -> Result<User, Sto
         .into())
 }
 
-/// Changes the email or the role; an argument that is `None` changes nothing. Returns `None` when
-/// there is no such user.
+/// Changes the email, the role or the limits; an argument that is `None` changes nothing. Returns
+/// `None` when there is no such user.
 ///
 /// # Errors
 /// A unique violation when the email is taken.
@@ -91,11 +92,15 @@ pub async fn update(
     id: &UserId,
     email: Option<String>,
     role: Option<Role>,
+    limits: Option<&UserLimits>,
 ) -> Result<Option<User>, StoreError> {
+    let limits = limits.map(serde_json::to_value).transpose();
+    let limits = limits.map_err(|error| DbErr::Json(error.to_string()))?;
     let changes = ActiveModel {
         id: Set(Text(id.clone())),
         email: email.map_or(NotSet, Set),
         role: role.map_or(NotSet, |role| Set(Text(role))),
+        limits: limits.map_or(NotSet, Set),
         ..Default::default()
     };
     match changes.update(on).instrument(span!(UPDATE users)).await {

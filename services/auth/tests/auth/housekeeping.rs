@@ -113,6 +113,7 @@ async fn audit_trail_names_the_administrator_of_a_change_to_a_user() {
         role: None,
         password: None,
         revoke_keys: false,
+        limits: None,
     };
     auth.call::<PatchUser>(patch).await.unwrap();
     let delete = DeleteUserRequest {

@@ -7,6 +7,8 @@ use agentbox_contracts::identity::rpc::{
 };
 use agentbox_contracts::identity::{Role, TicketAction, User};
 use agentbox_contracts::ids::{EnvironmentId, UserId};
+use agentbox_contracts::limits::UserLimits;
+use agentbox_contracts::units::MilliCpu;
 
 use crate::support::{ADMIN, ADMIN_PASSWORD, PASSWORD, World, refused};
 
@@ -28,6 +30,7 @@ fn patch(id: &UserId) -> PatchUserRequest {
         role: None,
         password: None,
         revoke_keys: false,
+        limits: None,
     }
 }
 
@@ -285,5 +288,44 @@ async fn deleted_user_has_no_valid_credential() {
             0,
             "{table}"
         );
+    }
+}
+
+#[tokio::test]
+async fn limits_of_a_user_are_in_every_principal_and_are_replaced_as_a_whole() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let caller = auth.caller(Role::User).await;
+    let key = auth.key(&caller.user.id, Vec::new()).await.key;
+    assert!(caller.principal.limits.is_default());
+    let limits = UserLimits {
+        environments: Some(2),
+        cpu: Some(MilliCpu(1_500)),
+        ..UserLimits::default()
+    };
+    for limits in [limits, UserLimits::default()] {
+        let request = PatchUserRequest {
+            limits: Some(limits),
+            ..patch(&caller.user.id)
+        };
+        let changed = auth.call::<PatchUser>(request).await.unwrap();
+        assert_eq!(changed.limits, limits);
+        let request = PatchUserRequest {
+            email: Some(caller.user.email.clone()),
+            ..patch(&caller.user.id)
+        };
+        let unchanged = auth.call::<PatchUser>(request).await.unwrap();
+        assert_eq!(unchanged.limits, limits, "an absent field changes nothing");
+        let environment = EnvironmentId::random();
+        let ticket = auth.ticket(&caller.principal, &environment, TicketAction::Logs);
+        let ticket = ticket.await.unwrap().ticket;
+        for principal in [
+            auth.bearer(&caller.token).await,
+            auth.bearer(&key).await,
+            auth.revalidate(&caller.principal).await,
+            auth.redeem(&ticket, &environment, TicketAction::Logs).await,
+        ] {
+            assert_eq!(principal.unwrap().limits, limits);
+        }
     }
 }

@@ -11,10 +11,12 @@ use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_runtime::Runtime;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use tokio::sync::watch;
 
 use crate::cluster::capacity::CapacityCache;
 use crate::cluster::config::Overcommit;
 use crate::cluster::registries::AllowedRegistries;
+use crate::cluster::scheduling::Scheduling;
 
 /// One cluster.
 pub struct Cluster {
@@ -25,6 +27,7 @@ pub struct Cluster {
     pub overcommit: Overcommit,
     pub registries: AllowedRegistries,
     pub capacity: CapacityCache,
+    scheduling: watch::Sender<Scheduling>,
     runtime: OnceLock<Arc<dyn Runtime>>,
 }
 
@@ -44,6 +47,7 @@ impl Cluster {
             overcommit,
             registries,
             capacity: CapacityCache::default(),
+            scheduling: watch::Sender::default(),
             runtime: OnceLock::new(),
         }
     }
@@ -57,6 +61,17 @@ impl Cluster {
     #[must_use]
     pub fn runtime(&self) -> Option<&Arc<dyn Runtime>> {
         self.runtime.get()
+    }
+
+    /// Whether it takes new environments, as this replica last read it.
+    #[must_use]
+    pub fn scheduling(&self) -> Scheduling {
+        *self.scheduling.borrow()
+    }
+
+    /// Sets what [`Self::scheduling`] returns.
+    pub fn set_scheduling(&self, scheduling: Scheduling) {
+        self.scheduling.send_replace(scheduling);
     }
 
     /// Whether the endpoint of a box is its address. Otherwise it is a name.

@@ -1,9 +1,11 @@
 //! The RPCs of other services. Each decides, writes, and publishes.
 
 mod claim;
+mod clusters;
 mod create;
 mod credentials;
 mod patch;
+mod usage;
 
 use std::io;
 use std::sync::Arc;
@@ -19,7 +21,7 @@ use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::rpc::Empty;
 use agentbox_contracts::selector::Selector;
 use chrono::Utc;
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 
 use crate::cluster::registry::Clusters;
 use crate::config::Settings;
@@ -85,6 +87,9 @@ pub(super) struct Inner {
     pub(super) settings: Settings,
     /// Bounds the changes that wait until their network policy is applied.
     policy_changes: Semaphore,
+    /// Held while the states of clusters are read and set, so that an older read does not replace a
+    /// newer one.
+    pub(super) scheduling: Mutex<()>,
 }
 
 fn not_found() -> Error {
@@ -112,6 +117,7 @@ impl Environments {
             reconciler,
             settings,
             policy_changes: Semaphore::new(patch::MAX_POLICY_CHANGES),
+            scheduling: Mutex::new(()),
         }))
     }
 

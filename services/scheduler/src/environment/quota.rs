@@ -2,6 +2,7 @@
 //! environment, under that owner's lock.
 
 use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::limits::UserLimits;
 use agentbox_contracts::units::{Bytes, MilliCpu};
 
 use crate::environment::request::Quantities;
@@ -26,6 +27,29 @@ pub struct Usage {
 }
 
 impl Quota {
+    /// This quota of the deployment with the limits of one user, where it has some. 0: no limit.
+    #[must_use]
+    pub fn with(self, limits: &UserLimits) -> Self {
+        Self {
+            environments: match limits.environments {
+                None => self.environments,
+                Some(limit) => (limit > 0).then_some(limit),
+            },
+            cpu: match limits.cpu {
+                None => self.cpu,
+                Some(limit) => (limit.0 > 0).then_some(limit),
+            },
+            memory: match limits.memory {
+                None => self.memory,
+                Some(limit) => (limit.0 > 0).then_some(limit),
+            },
+            storage: match limits.storage {
+                None => self.storage,
+                Some(limit) => (limit.0 > 0).then_some(limit),
+            },
+        }
+    }
+
     /// Whether one more environment of `wanted` fits.
     ///
     /// # Errors
@@ -132,6 +156,22 @@ mod tests {
     fn missing_limit_accepts_any_usage() {
         let usage = used(u64::MAX, u64::MAX, u64::MAX, u64::MAX);
         assert!(Quota::default().check(usage, wanted(1, 1, 1)).is_ok());
+    }
+
+    #[test]
+    fn limit_of_the_user_replaces_that_of_the_deployment_and_zero_removes_it() {
+        let limits = UserLimits {
+            environments: Some(0),
+            cpu: Some(MilliCpu(5_000)),
+            ..UserLimits::default()
+        };
+        let expected = Quota {
+            environments: None,
+            cpu: Some(MilliCpu(5_000)),
+            ..QUOTA
+        };
+        assert_eq!(QUOTA.with(&limits), expected);
+        assert_eq!(QUOTA.with(&UserLimits::default()), QUOTA);
     }
 
     #[test]

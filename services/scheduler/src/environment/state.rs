@@ -57,6 +57,8 @@ pub enum EndReason {
     Expired,
     /// It was idle for its idle timeout.
     Idle,
+    /// It was left in a cluster at the deadline of a drain.
+    Drained,
 }
 
 /// Something that happened to an environment.
@@ -83,7 +85,7 @@ pub enum LifecycleEvent {
     },
     /// The cluster has no box of an environment that was running.
     Lost,
-    /// A user or one of the environment's timeouts ends it.
+    /// A user, one of the environment's timeouts or an operator ends it.
     EndRequested(EndReason),
     /// Its box is removed. `exit_code`: of its main command, if that ran.
     Removed { exit_code: Option<i32> },
@@ -120,6 +122,10 @@ const fn end_reason(reason: EndReason) -> (StatusReason, &'static str) {
         EndReason::Idle => (
             StatusReason::Expired,
             "the environment was idle for its idle_timeout",
+        ),
+        EndReason::Drained => (
+            StatusReason::Evicted,
+            "the environment was ended because an operator drained its cluster",
         ),
     }
 }

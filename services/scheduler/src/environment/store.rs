@@ -1,5 +1,5 @@
-//! Every SQL statement about environments, about their owners' registry credentials, and about warm
-//! pools and their boxes.
+//! Every SQL statement about environments, about their owners' registry credentials, about warm
+//! pools and their boxes, about the states of clusters, and about metered use.
 //!
 //! Reads go through the sea-orm entity `environments`. SQL text is for statements that an
 //! entity cannot express: a change together with its outbox rows (I2), claims, lists that
@@ -15,10 +15,12 @@
 mod activity;
 mod change;
 mod claims;
+mod clusters;
 mod create;
 mod credentials;
 mod list;
 mod messages;
+mod metering;
 mod outbox;
 mod pool_size;
 mod pools;
@@ -51,6 +53,7 @@ pub use change::{Change, Patch, QueueAction};
 pub use claims::ClaimOutcome;
 pub use create::Reservation;
 pub use list::Listing;
+pub use metering::{RunningBox, UsageSample};
 pub use outbox::{ClaimAction, LEASE as OUTBOX_LEASE, OutboxBatch, OutboxMessage, OutboxRow};
 pub use pools::PoolRow;
 pub use queue::{Claim, ClaimRenewal};

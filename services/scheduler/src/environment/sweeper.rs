@@ -1,6 +1,6 @@
-//! Periodic work that one replica does for all: ending expired and idle environments, and purging
-//! rows past their retention. When that replica is killed, another takes over once its lease expires.
-//! Every replica counts rows for the metrics.
+//! Periodic work that one replica does for all: ending expired and idle environments and those that
+//! are left after a drain, and purging rows past their retention. When that replica is killed, another
+//! takes over once its lease expires. Every replica counts rows for the metrics.
 //!
 //! * I1. An environment ends as idle only after its box was asked, because reports of activity may
 //!   have been lost. Without an answer it stays.
@@ -25,6 +25,10 @@ use crate::metrics;
 
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 const EXPIRY_BATCH: u32 = 256;
+const DRAIN_INTERVAL: Duration = Duration::from_secs(2);
+const DRAIN_BATCH: u32 = 256;
+/// How often each replica reads which clusters take new environments.
+const SCHEDULING_INTERVAL: Duration = Duration::from_secs(1);
 const IDLE_INTERVAL: Duration = Duration::from_secs(ACTIVITY_INTERVAL_S);
 /// Reports of activity come first when the schedulers did not run for a while.
 const IDLE_START_DELAY: Duration = Duration::from_secs(2 * ACTIVITY_INTERVAL_S);
@@ -62,6 +66,38 @@ pub async fn run_expiry(environments: &Environments, held: CancellationToken) {
             }
         }
         pause(EXPIRY_INTERVAL, &held).await;
+    }
+}
+
+/// Ends environments that are left in a cluster at the deadline of its drain, until `held` is
+/// cancelled.
+pub async fn run_drains(environments: &Environments, held: CancellationToken) {
+    while !held.is_cancelled() {
+        match environments.store().left_after_drain(DRAIN_BATCH).await {
+            Ok(left) => {
+                for record in left {
+                    let id = record.environment.id.clone();
+                    if let Err(error) = environments.end(record, EndReason::Drained, false).await {
+                        tracing::warn!(error = %ErrorChain(&error), environment.id = %id, "environment of a drained cluster not ended; retried");
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::warn!(error = %ErrorChain(&error), "environments of drained clusters not read");
+            }
+        }
+        pause(DRAIN_INTERVAL, &held).await;
+    }
+}
+
+/// Keeps this replica's knowledge of which clusters take new environments, until `shutdown`. Every
+/// replica does this.
+pub async fn run_scheduling(environments: &Environments, shutdown: CancellationToken) {
+    while !shutdown.is_cancelled() {
+        if let Err(error) = environments.refresh_scheduling().await {
+            tracing::warn!(error = %ErrorChain(&error), "states of clusters not read; retried");
+        }
+        pause(SCHEDULING_INTERVAL, &shutdown).await;
     }
 }
 

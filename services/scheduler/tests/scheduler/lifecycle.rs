@@ -359,6 +359,7 @@ async fn deleting_a_users_environments_ends_them_and_frees_the_quota() {
         owner_username: "somebody".into(),
         request: request("once"),
         idempotency_key: Some("the key".into()),
+        limits: Default::default(),
     };
     let first = world.gateway.call::<Create>(&with_key, CALL).await.unwrap();
     let again = world.gateway.call::<Create>(&with_key, CALL).await.unwrap();

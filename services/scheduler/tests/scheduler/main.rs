@@ -9,10 +9,12 @@
 )]
 
 mod changes;
+mod clusters;
 mod executions;
 mod faults;
 mod lifecycle;
 mod lists;
+mod metering;
 mod outbox;
 mod pools;
 mod replicas;

@@ -2,6 +2,7 @@
 
 mod activity;
 mod expiry;
+mod metering;
 mod policy;
 mod quota;
 mod statistics;

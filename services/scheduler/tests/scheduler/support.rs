@@ -118,6 +118,7 @@ pub fn creation(owner: &UserId, request: EnvironmentRequest) -> Creation {
         owner_username: "somebody".into(),
         request,
         idempotency_key: None,
+        limits: Default::default(),
     };
     // The precision of Postgres, so that a row is read as it was written.
     let now = Utc::now().trunc_subsecs(6);

@@ -8,6 +8,7 @@
 mod audit;
 mod connection;
 mod counter;
+mod dead_letters;
 mod events;
 mod permissions;
 mod requests;

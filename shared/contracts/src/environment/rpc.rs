@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Environment, EnvironmentRequest, LimitEnforcement, NetworkPolicy, Status, Visibility};
 use crate::ids::{EnvironmentId, UserId};
+use crate::limits::UserLimits;
 use crate::nullable;
 use crate::rpc::{Empty, rpc};
 
@@ -16,6 +17,9 @@ pub struct CreateRequest {
     pub request: EnvironmentRequest,
     #[serde(default)]
     pub idempotency_key: Option<String>,
+    /// The limits of the owner.
+    #[serde(default, skip_serializing_if = "UserLimits::is_default")]
+    pub limits: UserLimits,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -1,8 +1,8 @@
 //! The RPCs of the exec-proxies.
 
 use super::{
-    ActivityReply, ActivityRequest, ArchiveReply, ArchiveRequest, FromBox, Open, ToBox, UsageReply,
-    UsageRequest,
+    ActivityReply, ActivityRequest, ArchiveReply, ArchiveRequest, FromBox, MeterReply, Open, ToBox,
+    UsageReply, UsageRequest,
 };
 use crate::rpc::{ClusterRpc, SessionRpc};
 
@@ -23,6 +23,15 @@ impl ClusterRpc for GetUsage {
     const METHOD: &'static str = "usage";
     type Request = UsageRequest;
     type Reply = UsageReply;
+}
+
+/// Reads the counters of one box, to meter its use.
+pub struct MeterUsage;
+
+impl ClusterRpc for MeterUsage {
+    const METHOD: &'static str = "meter";
+    type Request = UsageRequest;
+    type Reply = MeterReply;
 }
 
 /// Asks whether a box is in use, before its environment is ended as idle.

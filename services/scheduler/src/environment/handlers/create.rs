@@ -14,6 +14,7 @@ use crate::cluster::placement::{
     Candidate, allocatable, allowing_image, rank, retryable_if_unreachable,
 };
 use crate::cluster::registry::no_reachable_cluster;
+use crate::cluster::scheduling::{every_cluster_cordoned, retryable_if_cordoned};
 use crate::environment::creation::Creation;
 use crate::environment::request::{self, Quantities};
 use crate::environment::spec::box_spec;
@@ -34,8 +35,9 @@ impl Environments {
         // The precision of Postgres, so that every answer has the same time.
         let now = Utc::now().trunc_subsecs(6);
         let id = EnvironmentId::random();
+        let quota = inner.settings.quota.with(&request.limits);
         let mut creation = Creation::new(id, request, inner.settings.start_timeout, now)?;
-        creation.quota = inner.settings.quota;
+        creation.quota = quota;
         let quantities = creation.quantities;
         request::storage(quantities, inner.settings.max_storage)?;
         // A repeated request is answered even when no cluster would accept a new one.
@@ -83,8 +85,15 @@ impl Environments {
     ) -> Result<Candidate, Error> {
         let mut candidates = Vec::new();
         let mut unreachable = Vec::new();
+        let mut cordoned = Vec::new();
         let clusters = self.inner().clusters.iter();
         for cluster in clusters.filter(|cluster| only.is_none_or(|only| cluster.name == only)) {
+            if !cluster.scheduling().is_active() {
+                if cluster.registries.allow(&environment.request.image) {
+                    cordoned.push((cluster.name.as_str(), &cluster.labels));
+                }
+                continue;
+            }
             // A cluster without a schedulable node counts as unreachable.
             let capacity = cluster
                 .capacity
@@ -104,13 +113,17 @@ impl Environments {
             }
         }
         if candidates.is_empty() {
-            return Err(no_reachable_cluster());
+            return Err(if cordoned.is_empty() || !unreachable.is_empty() {
+                no_reachable_cluster()
+            } else {
+                every_cluster_cordoned()
+            });
         }
+        let selector = &environment.request.node_selector;
         self.first_feasible(environment, quantities, candidates)
             .await
-            .map_err(|refusal| {
-                retryable_if_unreachable(refusal, &environment.request.node_selector, unreachable)
-            })
+            .map_err(|refusal| retryable_if_unreachable(refusal, selector, unreachable))
+            .map_err(|refusal| retryable_if_cordoned(refusal, selector, cordoned))
     }
 
     /// Returns the first cluster of the ranking whose preflight accepts `environment`.

@@ -19,6 +19,7 @@ use tracing::Instrument as _;
 use super::{Outcome, ReconcileError, Reconciler};
 use crate::cluster::placement::allocatable;
 use crate::cluster::registry::Cluster;
+use crate::environment::metering;
 use crate::environment::plan::{Observation, Plan, Removal, plan, plan_after_error};
 use crate::environment::record::Record;
 use crate::environment::spec::box_spec;
@@ -203,7 +204,10 @@ impl Reconciler {
         record: Box<Record>,
         grace: Duration,
     ) -> Result<Next, ReconcileError> {
-        self.archive_executions(&record).await;
+        tokio::join!(
+            self.archive_executions(&record),
+            metering::meter_before_stop(&self.store, &self.bus, &record.environment),
+        );
         let id = &record.environment.id;
         match call_runtime(cluster, "stop", |runtime| runtime.stop(id, grace)).await {
             Ok(()) => Ok(Next::Continue(record, Observation::Unknown)),

@@ -244,6 +244,10 @@ fn end_request_keeps_the_run_and_sets_the_reason_as_message() {
             EndReason::Idle,
             "the environment was idle for its idle_timeout",
         ),
+        (
+            EndReason::Drained,
+            "the environment was ended because an operator drained its cluster",
+        ),
     ] {
         let ending = after(&[started(), LifecycleEvent::EndRequested(reason)]);
         assert_eq!(ending.message.as_deref(), Some(message));
@@ -324,6 +328,7 @@ fn any_event() -> impl Strategy<Value = LifecycleEvent> {
         Just(LifecycleEvent::EndRequested(EndReason::Deleted)),
         Just(LifecycleEvent::EndRequested(EndReason::Expired)),
         Just(LifecycleEvent::EndRequested(EndReason::Idle)),
+        Just(LifecycleEvent::EndRequested(EndReason::Drained)),
         proptest::option::of(any::<i32>())
             .prop_map(|exit_code| LifecycleEvent::Removed { exit_code }),
     ]

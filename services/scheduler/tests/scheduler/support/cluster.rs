@@ -185,6 +185,7 @@ impl World {
             owner_username: "somebody".into(),
             request,
             idempotency_key,
+            limits: Default::default(),
         };
         self.gateway.call::<Create>(&request, CALL).await
     }

@@ -28,6 +28,7 @@ fn pending() -> Record {
         }))
         .unwrap(),
         idempotency_key: None,
+        limits: Default::default(),
     };
     let id = "env-0123456789abcdef".parse().unwrap();
     let creation = Creation::new(id, request, Duration::from_secs(300), t(0)).unwrap();

@@ -1,0 +1,69 @@
+//! The limits of one user, which administrators set.
+
+use serde_json::json;
+
+use crate::support::boxes::small;
+use crate::support::caller::{admin, new_user};
+
+#[tokio::test]
+async fn limits_of_a_user_apply_to_its_next_request() {
+    let (admin, user) = (admin().await, new_user().await);
+    let path = format!("/users/{}", user.id);
+    let limits = json!({"cpu": "1m", "rates": {"other": 4711, "create": 5}});
+    let changed = admin.patch(&path, &json!({"limits": limits})).await;
+    assert_eq!(changed.expect_status(200)["limits"], limits);
+
+    let me = user.caller.get("/auth/me").await;
+    assert_eq!(me.header("x-ratelimit-limit"), "4711");
+    assert_eq!(me.expect_status(200)["limits"], limits);
+    let refused = user.caller.post("/environments", &small()).await;
+    assert_eq!(refused.header("x-ratelimit-limit"), "5");
+    let message = refused.expect_error(403, "quota_exceeded");
+    assert!(
+        message.starts_with("your quota of CPU is 1m: "),
+        "{message}"
+    );
+
+    let other = new_user().await;
+    let me = other.caller.get("/auth/me").await;
+    assert_ne!(me.header("x-ratelimit-limit"), "4711");
+
+    let reset = admin.patch(&path, &json!({"limits": {}})).await;
+    assert!(reset.expect_status(200).get("limits").is_none());
+    let me = user.caller.get("/auth/me").await;
+    assert_ne!(me.header("x-ratelimit-limit"), "4711");
+}
+
+#[tokio::test]
+async fn rate_of_a_user_is_enforced() {
+    let (admin, user) = (admin().await, new_user().await);
+    let path = format!("/users/{}", user.id);
+    let limits = json!({"limits": {"rates": {"files": 1}}});
+    admin.patch(&path, &limits).await.expect_status(200);
+    let file = "/environments/env-0123456789abcdef/files?path=/";
+    // The window may end between the requests: of four, two are in one window.
+    let mut refused = 0;
+    for _ in 0..4 {
+        let answer = user.caller.get(file).await;
+        if answer.header("x-ratelimit-remaining") == "0" && answer.status == 429 {
+            refused += 1;
+        }
+    }
+    assert!(refused >= 1);
+}
+
+#[tokio::test]
+async fn invalid_limit_returns_400_naming_it() {
+    let (admin, user) = (admin().await, new_user().await);
+    let path = format!("/users/{}", user.id);
+    for (limits, field) in [
+        (json!({"memory": "much"}), "limits.memory"),
+        (json!({"sessions": 0}), "limits.sessions"),
+        (json!({"rates": {"exec": 0}}), "limits.rates.exec"),
+        (json!({"colour": "red"}), "colour"),
+    ] {
+        let refused = admin.patch(&path, &json!({"limits": limits})).await;
+        let message = refused.expect_error(400, "validation_failed");
+        assert!(message.contains(field), "{message}");
+    }
+}
