@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::rpc::CreateRequest;
+use agentbox_contracts::limits::UserLimits;
 use agentbox_contracts::pool::{PoolSpec, operator};
 use agentbox_runtime::{BoxPhase, BoxSpec, RuntimeError};
 use chrono::Utc;
@@ -55,6 +56,7 @@ pub fn create_request(pool: &PoolSpec) -> CreateRequest {
         owner_username: OPERATOR.to_owned(),
         request: environment_request(pool),
         idempotency_key: None,
+        limits: UserLimits::default(),
     }
 }
 

@@ -79,6 +79,7 @@ async fn webhooks_of_a_deleted_user_are_deleted() {
         email: "ada@example.com".to_owned(),
         role: Role::User,
         created_at: Utc::now(),
+        limits: Default::default(),
     };
     let auth = world.bus_of("auth").await;
     let server = auth
