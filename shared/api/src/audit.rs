@@ -47,8 +47,8 @@ pub struct AuditEntryBody {
     pub trace_id: Option<String>,
     /// The recorded action.
     pub action: AuditAction,
-    /// The id of the environment, user, key, login or dead letter that the action was about, or the name
-    /// of a registry or a cluster. Absent if it had none.
+    /// The id of the environment, user, key, login, webhook or dead letter that the action was about, or
+    /// the name of a registry, a pool or a cluster. Absent if it had none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "env-0123456789abcdef")]
     pub target: Option<String>,

@@ -10,6 +10,7 @@ use strum::VariantArray as _;
 
 use crate::environment::{EventKind, Status, StatusReason};
 use crate::ids::{EnvironmentId, RANDOM_LEN, UserId};
+use crate::pool::MissReason;
 use crate::subjects::{ALL_EVENTS, EVENTS_STREAM, PREFIX};
 
 /// The version of the document. A field or a value that is added raises the second number.
@@ -126,6 +127,7 @@ fn message() -> Value {
                 "status_reason": "EXITED",
                 "status_message": "the main command ended",
                 "exit_code": 0,
+                "pool": { "name": "python", "hit": true },
                 "at": "2026-01-22T10:30:00Z",
             },
         }],
@@ -167,8 +169,29 @@ fn schema() -> Value {
                 "type": ["integer", "null"],
                 "description": "The exit code of the main command.",
             },
+            "pool": pool(),
             "at": { "type": "string", "format": "date-time", "description": "When it happened (RFC 3339, UTC)." },
         },
+    })
+}
+
+fn pool() -> Value {
+    let reasons: Vec<&str> = MissReason::VARIANTS
+        .iter()
+        .map(|reason| reason.as_str())
+        .collect();
+    json!({
+        "type": "object",
+        "required": ["name", "hit"],
+        "properties": {
+            "name": { "type": "string", "description": "The name of the pool." },
+            "hit": {
+                "type": "boolean",
+                "description": "Whether the environment runs in a box that was ready before.",
+            },
+            "reason": { "type": "string", "enum": reasons, "description": "Why not. Absent if it does." },
+        },
+        "description": "Whether the environment got a box of a warm pool. Absent if no pool has its image.",
     })
 }
 

@@ -21,7 +21,7 @@ mod pull;
 mod ready;
 mod sandbox_start;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;

@@ -57,6 +57,7 @@ async fn publish(scheduler: &Bus) -> String {
         status_reason: None,
         status_message: None,
         exit_code: None,
+        pool: None,
         at: Utc::now(),
     };
     let id = event.environment_id.to_string();

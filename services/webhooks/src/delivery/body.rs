@@ -2,6 +2,7 @@
 
 use agentbox_contracts::environment::{EnvironmentEvent, EventKind, Status, StatusReason};
 use agentbox_contracts::ids::EnvironmentId;
+use agentbox_contracts::pool::PoolUse;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
@@ -25,6 +26,8 @@ struct Data<'a> {
     status_message: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     exit_code: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pool: Option<&'a PoolUse>,
     at: DateTime<Utc>,
 }
 
@@ -44,6 +47,7 @@ pub fn encode(sequence: u64, event: &EnvironmentEvent) -> Result<String, serde_j
             status_reason: event.status_reason,
             status_message: event.status_message.as_deref(),
             exit_code: event.exit_code,
+            pool: event.pool.as_ref(),
             at: event.at,
         },
     })
@@ -60,7 +64,7 @@ mod tests {
         let event: EnvironmentEvent = serde_json::from_value(json!({
             "environment_id": "env-0123456789abcdef", "owner": "user-0123456789abcdef",
             "kind": "terminated", "status": "terminated", "status_reason": "EXITED",
-            "exit_code": 0, "at": "2026-01-22T10:30:00Z",
+            "exit_code": 0, "pool": {"name": "python", "hit": true}, "at": "2026-01-22T10:30:00Z",
         }))
         .unwrap();
         let text = encode(4711, &event).unwrap();
@@ -70,7 +74,7 @@ mod tests {
             "data": {
                 "id": 4711, "environment_id": "env-0123456789abcdef", "kind": "terminated",
                 "status": "terminated", "status_reason": "EXITED", "exit_code": 0,
-                "at": "2026-01-22T10:30:00Z",
+                "pool": {"name": "python", "hit": true}, "at": "2026-01-22T10:30:00Z",
             },
         });
         assert_eq!(body, expected);

@@ -149,6 +149,7 @@ impl World {
             status_reason: None,
             status_message: None,
             exit_code: None,
+            pool: None,
             at: Utc::now(),
         };
         let message_id = event.environment_id.to_string();

@@ -23,6 +23,7 @@ fn event(kind: EventKind) -> EnvironmentEvent {
         status_reason: None,
         status_message: None,
         exit_code: None,
+        pool: None,
         at: Utc::now(),
     }
 }
