@@ -85,7 +85,8 @@ pub fn driver_mismatch(
     }
 }
 
-/// The names of the reachable clusters whose boxes of `pool` may be claimed.
+/// The names of the reachable clusters whose boxes of `pool` may be claimed. A cordoned cluster takes
+/// no environment, in a warm box neither.
 ///
 /// # Errors
 /// Why there is none.
@@ -97,6 +98,7 @@ pub fn claimable_clusters<'a>(
     let reachable = clusters.into_iter().filter(|cluster| {
         let is_named = |name: &String| *name == cluster.name;
         pool.cluster.as_ref().is_none_or(is_named)
+            && cluster.scheduling().is_active()
             && cluster.registries.allow(&request.image)
             && cluster.runtime().is_some()
             && cluster.capacity.current().is_some()

@@ -78,11 +78,16 @@ impl PoolReconciler {
             self.store.count_pool_requests().await?;
             slow.digests = self.read_digests(&pools, &boxes).await;
         }
+        let (mut drain, mut sizes) = (Vec::new(), Vec::new());
         let mut by_pool: BTreeMap<&str, Vec<WarmBox>> = BTreeMap::new();
         for warm in &boxes {
-            by_pool.entry(&warm.pool).or_default().push(warm.clone());
+            let mut kept = warm.clone();
+            if self.is_cordoned(&warm.cluster) && warm.status != WarmStatus::Draining {
+                drain.push(warm.id.clone());
+                kept.status = WarmStatus::Draining;
+            }
+            by_pool.entry(&warm.pool).or_default().push(kept);
         }
-        let (mut drain, mut sizes) = (Vec::new(), Vec::new());
         for pool in &pools {
             let boxes = by_pool.remove(pool.name.as_str()).unwrap_or_default();
             drain.extend(self.resize(pool, &boxes, slow, &mut sizes).await?);
@@ -101,6 +106,13 @@ impl PoolReconciler {
             tracing::info!(boxes, "warm boxes drained");
         }
         Ok(())
+    }
+
+    /// Whether an operator lets the cluster take no new environments: its boxes cannot be claimed, and
+    /// those of other clusters take their place.
+    fn is_cordoned(&self, cluster: &str) -> bool {
+        let cluster = self.clusters.get(cluster);
+        cluster.is_some_and(|cluster| !cluster.scheduling().is_active())
     }
 
     /// Starts the boxes that `pool` lacks; returns those to be removed, and adds its size to `sizes`.

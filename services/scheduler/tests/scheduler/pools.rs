@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use agentbox_contracts::cluster::rpc::{ClusterRequest, CordonCluster};
 use agentbox_contracts::environment::{EventKind, Status};
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::pool::rpc::{
@@ -11,7 +12,7 @@ use agentbox_contracts::pool::rpc::{
 use agentbox_contracts::pool::{MissReason, Pool, PoolSpec, PoolUse};
 use futures::future::join_all;
 
-use crate::support::cluster::{CALL, World};
+use crate::support::cluster::{CALL, CLUSTER, World};
 use crate::support::{eventually, request};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -128,6 +129,26 @@ async fn stopped_ready_box_is_never_handed_out() {
     // Otherwise its claim failed, and the environment has started in a new box.
     let is_cold = running.pool == Some(PoolUse::miss(POOL, MissReason::ClaimFailed));
     assert!(is_replaced || is_cold, "{running:?}");
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cordoned_cluster_hands_out_no_ready_box_and_removes_it() {
+    let world = World::new().await;
+    let replica = world.replica().await;
+    set_pool(&world, 1, 1).await;
+    wait_for_ready(&world, 1).await;
+    let cluster = ClusterRequest {
+        cluster: CLUSTER.to_owned(),
+    };
+    let cordoned = world.gateway.call::<CordonCluster>(&cluster, CALL).await;
+    cordoned.unwrap();
+    let refused = world.try_create(request("refused")).await.unwrap_err();
+    assert!(refused.message.contains("cordoned"), "{refused}");
+    eventually("its box is removed", SOON, async || {
+        boxes(&world).await.is_empty()
+    })
+    .await;
     replica.stop().await;
 }
 
