@@ -325,6 +325,8 @@ impl Files<'_> {
             ("AGENTBOX_CANARY_USERNAME", secrets.admin_username.clone()),
             ("AGENTBOX_CANARY_PASSWORD", secrets.admin_password.clone()),
             ("AGENTBOX_CANARY_LISTEN", addresses.canary.to_string()),
+            // Of `make up`, which may name two; the program accepts one, also where it uses none.
+            ("RUNTIME", "containerd".to_owned()),
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into();

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::api::{Api, small};
 
-const SERVICES: [&str; 4] = ["api-gateway", "auth", "scheduler", "exec-proxy"];
+const SERVICES: [&str; 5] = ["api-gateway", "auth", "scheduler", "exec-proxy", "webhooks"];
 /// Longer than two intervals of the statistics.
 const DEADLINE: Duration = Duration::from_secs(60);
 const EXECS: u32 = 3;

@@ -229,7 +229,12 @@ fn check_spans(spans: &[Span], id: &str, unsampled: &TraceContext, secrets: &Sec
         );
         assert!(span.resource.contains(&attribute), "{:?}", span.resource);
     }
-    let services: BTreeSet<_> = spans.iter().map(|span| span.service.as_str()).collect();
+    // webhooks has no part in a request: it may read the events meanwhile, in traces of its own.
+    let services: BTreeSet<_> = spans
+        .iter()
+        .map(|span| span.service.as_str())
+        .filter(|service| *service != "agentbox-webhooks")
+        .collect();
     let expected = ["api-gateway", "auth", "boxd", "exec-proxy", "scheduler"];
     assert_eq!(
         services,
