@@ -7,7 +7,7 @@ use agentbox_testing::{Options, System, eventually};
 use reqwest::Method;
 use serde_json::json;
 
-use crate::api::{Api, small};
+use crate::api::Api;
 
 const SERVICES: [&str; 5] = ["api-gateway", "auth", "scheduler", "exec-proxy", "webhooks"];
 /// Longer than two intervals of the statistics.
