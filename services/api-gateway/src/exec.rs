@@ -99,7 +99,8 @@ fn overdue() -> Error {
 ///
 /// With `Accept: text/event-stream` the output is streamed without a limit, as server-sent events:
 /// `stdout` and `stderr` (an `ExecOutputEvent`), and at last `exit` (an `ExecExitEvent`) or `error`
-/// (an `ErrorBody`). The command waits for a client that reads slowly.
+/// (an `ErrorBody`). The stream begins when the command has started, also if it prints nothing. The command
+/// waits for a client that reads slowly.
 ///
 /// As `multipart/form-data` stdin has any size: the part `exec` with the JSON, then the part `stdin`. This
 /// cannot be combined with server-sent events.

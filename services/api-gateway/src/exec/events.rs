@@ -1,7 +1,9 @@
 //! A command whose output is sent as it comes, as server-sent events.
 //!
 //! * I1. The gateway holds one message: a client that does not read stops the command.
-//! * I2. The last event is `exit`, which comes from the box, or `error`.
+//! * I2. The answer begins when the box has reported that the command was started, or why it cannot be.
+//!   Until then an error is an HTTP answer.
+//! * I3. The last event is `exit`, which comes from the box, or `error`.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -9,7 +11,7 @@ use std::time::Duration;
 
 use agentbox_api::exec::{ExecExitEvent, ExecOutputEvent, OutputEncoding};
 use agentbox_bus::SessionReceiver;
-use agentbox_contracts::error::Error;
+use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::{ExecRequest, Exit, FromBox};
 use agentbox_contracts::ids::EnvironmentId;
 use axum::response::sse::Event;
@@ -25,9 +27,9 @@ use crate::state::Gateway;
 use crate::stream::sse::{self, Source};
 use crate::text::Decoder;
 
-/// How long the answer waits for the first output, so that a command that cannot be started is an error
-/// response.
-const FIRST_OUTPUT: Duration = Duration::from_secs(1);
+/// How long the box may take to report that the command was started. Longer than an exec-proxy waits for
+/// boxd, whose error has the reason.
+const START_DEADLINE: Duration = Duration::from_secs(20);
 
 pub(super) struct Events {
     gateway: Gateway,
@@ -42,10 +44,11 @@ pub(super) struct Events {
 }
 
 impl Events {
-    /// Starts a command, which must end `within` this time.
+    /// Starts a command, which must end `within` this time. Returns when the box has reported its start, or
+    /// the first output.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// When the command is refused, or the box does not answer.
     pub(super) async fn start(
         gateway: &Gateway,
         location: &EnvironmentLocation,
@@ -67,15 +70,16 @@ impl Events {
             ready: VecDeque::new(),
             is_over: false,
         };
-        if let Ok(first) = timeout(FIRST_OUTPUT, events.receive()).await {
-            match first {
-                Ok(message) => events.accept(message),
-                Err(error) => {
-                    return Err(box_loss::with_reason(gateway, &location.id, error).await);
-                }
+        let first = timeout(START_DEADLINE, events.receive())
+            .await
+            .unwrap_or_else(|_| Err(not_started()));
+        match first {
+            Ok(message) => {
+                events.accept(message);
+                Ok(events)
             }
+            Err(error) => Err(box_loss::with_reason(gateway, &location.id, error).await),
         }
-        Ok(events)
     }
 
     async fn receive(&mut self) -> Result<FromBox, Error> {
@@ -88,6 +92,7 @@ impl Events {
 
     fn accept(&mut self, message: FromBox) {
         match message {
+            FromBox::CommandStarted => {}
             FromBox::Stdout(bytes) => self.ready.extend(self.encoder.output(false, &bytes)),
             FromBox::Stderr(bytes) => self.ready.extend(self.encoder.output(true, &bytes)),
             FromBox::Exit(exit) => {
@@ -129,6 +134,13 @@ impl Source for Events {
             }
         }
     }
+}
+
+fn not_started() -> Error {
+    Error::new(
+        ErrorCode::Timeout,
+        "the environment did not report in time that the command was started; the command is killed",
+    )
 }
 
 fn exited(exit: &Exit) -> Event {

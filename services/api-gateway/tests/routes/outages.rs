@@ -1,6 +1,7 @@
 //! Outages of parts of the system: the errors, their delay, and the recovery. Each test has its
 //! own system with one replica of each service.
 
+mod replaced;
 mod services;
 mod survival;
 

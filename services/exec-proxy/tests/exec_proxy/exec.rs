@@ -89,6 +89,7 @@ async fn streamed_exec_sends_all_output_and_then_its_exit() {
         .open(&inside, OpenKind::Exec(request))
         .await
         .unwrap();
+    assert_eq!(session.recv().await.unwrap(), Some(FromBox::CommandStarted));
     // It arrives while the command waits for its stdin.
     let first = session.recv().await.unwrap();
     assert_eq!(first, Some(FromBox::Stdout("first\n".into())));
