@@ -44,13 +44,14 @@ use tracing::Instrument;
 use crate::audit;
 use crate::authorize::Action;
 use crate::box_loss;
+use crate::box_session::BoxSession;
 use crate::edge::admit::{Admitted, Caller};
 use crate::edge::cors;
 use crate::edge::path::{EnvironmentParameter, ExecutionId, ExecutionParameter};
 use crate::edge::slots::Slot;
 use crate::edge::{Answer, Query};
 use crate::executions::parse_position;
-use crate::executions::session::{self, ExecutionSession};
+use crate::executions::session;
 use crate::executions::start;
 use crate::lookup::EnvironmentLocation;
 use crate::memory::SessionKind;
@@ -117,7 +118,7 @@ async fn connect(
     location: &EnvironmentLocation,
     request: AttachExecution,
     size: Option<TerminalSize>,
-) -> Result<(ExecutionSession, Attached), Error> {
+) -> Result<(BoxSession, Attached), Error> {
     let attached = async {
         let mut session = session::open(gateway, location, Operation::Attach(request)).await?;
         let first = tokio::time::timeout(ATTACH_DEADLINE, session.recv())
@@ -186,7 +187,7 @@ struct Connected {
     principal: Principal,
     location: EnvironmentLocation,
     share: OpenSession,
-    session: ExecutionSession,
+    session: BoxSession,
     attached: Attached,
 }
 

@@ -48,8 +48,6 @@ pub(crate) use request::{
     working_dir,
 };
 
-/// How long the exec-proxy may take to answer the first message of a session.
-pub(crate) const OPEN_DEADLINE: Duration = Duration::from_secs(5);
 /// Bytes of a form that are in memory at once: one frame of the body.
 const FORM_BUFFER: usize = 128 * 1024;
 /// Added to the command's own timeout: to start and kill the command, and to receive its output.

@@ -2,17 +2,16 @@
 
 use std::time::Duration;
 
-use agentbox_bus::{Session, SessionReceiver};
+use agentbox_bus::SessionReceiver;
 use agentbox_contracts::error::{Error, ErrorCode, shortened};
-use agentbox_contracts::exec::rpc::BoxSession;
-use agentbox_contracts::exec::{FromBox, Open, OpenKind, ToBox};
+use agentbox_contracts::exec::{FromBox, OpenKind};
 use agentbox_contracts::files::file_output::Output;
 use agentbox_contracts::files::file_request::Operation;
 use agentbox_contracts::files::{FileFailure, FileOutput, FileRequest};
 use bytes::Bytes;
 
 use crate::box_loss;
-use crate::exec::OPEN_DEADLINE;
+use crate::box_session::{self, BoxSession};
 use crate::lookup::EnvironmentLocation;
 use crate::state::Gateway;
 
@@ -20,8 +19,6 @@ use crate::state::Gateway;
 pub(super) const OPERATION_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest message of a box that a caller receives, in characters.
 const MAX_MESSAGE: usize = 1024;
-
-pub(super) type FileSession = Session<ToBox, FromBox>;
 
 /// Awaits a step of an operation.
 ///
@@ -48,22 +45,13 @@ pub(super) async fn open(
     path: Bytes,
     user: String,
     operation: Operation,
-) -> Result<FileSession, Error> {
-    let open = Open {
-        environment: location.id.clone(),
-        owner: Some(location.owner.clone()),
-        address: location.address,
-        status: location.status,
-        kind: OpenKind::Files(FileRequest {
-            path,
-            user,
-            operation: Some(operation),
-        }),
+) -> Result<BoxSession, Error> {
+    let request = FileRequest {
+        path,
+        user,
+        operation: Some(operation),
     };
-    gateway
-        .bus
-        .open_session::<BoxSession>(&location.cluster, &open, OPEN_DEADLINE)
-        .await
+    box_session::open(gateway, location, OpenKind::Files(request)).await
 }
 
 /// The next output of an operation; `None` when it has succeeded.

@@ -13,15 +13,15 @@ use agentbox_bus::RouteWatch;
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::{Environment, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::exec::{FromBox, LogsRequest};
+use agentbox_contracts::exec::{FromBox, LogsRequest, OpenKind};
 use agentbox_contracts::logs::LogEntry;
 use axum::response::sse::Event;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::wait::WAITING;
-use super::{LogsSession, open};
 use crate::authorize::Action;
+use crate::box_session::{self, BoxSession};
 use crate::lookup::{self, EnvironmentLocation};
 use crate::state::Gateway;
 use crate::stream::sse::{self, EventQueue, Source};
@@ -47,7 +47,7 @@ pub(super) struct Follower {
 
 enum Phase {
     Open,
-    Read(Box<LogsSession>),
+    Read(Box<BoxSession>),
     /// Find the environment again.
     Locate,
     End,
@@ -156,7 +156,8 @@ impl Follower {
         }
         self.start = None;
         let request = continued(&self.request, self.last);
-        match open(&self.gateway, &self.location, request).await {
+        let kind = OpenKind::Logs(request);
+        match box_session::open(&self.gateway, &self.location, kind).await {
             Ok(session) => self.phase = Phase::Read(Box::new(session)),
             Err(error) => self.retry(&error).await,
         }
@@ -191,7 +192,7 @@ impl Follower {
         }
     }
 
-    async fn read(&mut self, mut session: Box<LogsSession>) {
+    async fn read(&mut self, mut session: Box<BoxSession>) {
         match session.recv().await {
             Ok(Some(FromBox::Logs(entries))) => {
                 self.push(&entries);
