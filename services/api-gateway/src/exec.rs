@@ -34,6 +34,7 @@ use crate::authorize::Action;
 use crate::box_loss;
 use crate::edge::Answer;
 use crate::edge::admit::{Admitted, Caller};
+use crate::edge::list_header::elements;
 use crate::edge::path::EnvironmentParameter;
 use crate::memory::SessionKind;
 use crate::state::Gateway;
@@ -65,11 +66,7 @@ pub(crate) fn stdin_messages(mut bytes: Bytes) -> Vec<ToBox> {
 
 /// Whether the client asks for server-sent events.
 fn wants_events(headers: &HeaderMap) -> bool {
-    headers
-        .get_all(header::ACCEPT)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
+    elements(headers, &header::ACCEPT)
         .filter_map(|range| range.split(';').next())
         .any(|range| range.trim().eq_ignore_ascii_case("text/event-stream"))
 }
