@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use agentbox_bus::SessionReceiver;
+use agentbox_bus::{SessionReceiver, SessionSender};
 use agentbox_contracts::error::{Error, ErrorCode, shortened};
-use agentbox_contracts::exec::{FromBox, OpenKind};
+use agentbox_contracts::exec::{FromBox, OpenKind, ToBox};
 use agentbox_contracts::files::file_output::Output;
 use agentbox_contracts::files::file_request::Operation;
 use agentbox_contracts::files::{FileFailure, FileOutput, FileRequest};
@@ -73,6 +73,41 @@ pub(super) async fn next(from_box: &mut SessionReceiver<FromBox>) -> Result<Opti
             "the connection to the environment was lost; whether the operation has had an effect is \
              unknown",
         )),
+    }
+}
+
+/// An operation that has begun.
+pub(super) struct Begun {
+    pub first: Option<Output>,
+    /// Held until the end: without it the operation would be cancelled.
+    pub to_box: SessionSender<ToBox>,
+    pub from_box: SessionReceiver<FromBox>,
+}
+
+/// Begins an operation with several outputs, as the environment's user, and waits for its first one.
+///
+/// # Errors
+/// That of the operation, with the reason if the box was lost.
+pub(super) async fn begin(
+    gateway: &Gateway,
+    location: &EnvironmentLocation,
+    path: Bytes,
+    operation: Operation,
+) -> Result<Begun, Error> {
+    let begun = in_time(async {
+        let session = open(gateway, location, path, String::new(), operation).await?;
+        let (to_box, mut from_box) = session.split();
+        let first = next(&mut from_box).await?;
+        Ok::<_, Error>(Begun {
+            first,
+            to_box,
+            from_box,
+        })
+    })
+    .await;
+    match begun {
+        Ok(begun) => Ok(begun),
+        Err(error) => Err(box_loss::with_reason(gateway, &location.id, error).await),
     }
 }
 

@@ -6,7 +6,6 @@
 use agentbox_api::file::{FileChange as ChangeBody, WatchQuery};
 use agentbox_bus::{SessionReceiver, SessionSender};
 use agentbox_contracts::audit::AuditAction;
-use agentbox_contracts::error::Error;
 use agentbox_contracts::exec::{FromBox, ToBox};
 use agentbox_contracts::files::file_output::Output;
 use agentbox_contracts::files::file_request::Operation;
@@ -18,7 +17,7 @@ use axum::response::Response;
 use axum::response::sse::Event;
 
 use super::metadata;
-use super::operation::{in_time, next, open, unexpected};
+use super::operation::{begin, next, unexpected};
 use super::path::FilePath;
 use crate::audit;
 use crate::authorize::Action;
@@ -121,28 +120,16 @@ pub(crate) async fn watch(
     // A request beyond a limit has no entry in the audit trail.
     let share = gateway.begin_session(&principal, SessionKind::Files)?;
     audit::accept(&gateway, AuditAction::WatchFiles, &location.id, &[]).await?;
-    let opening = in_time(async {
-        let session = open(&gateway, &location, path, String::new(), operation).await?;
-        let (to_box, mut from_box) = session.split();
-        let first = next(&mut from_box).await?;
-        match first {
-            Some(Output::Ready(())) => Ok::<_, Error>((to_box, from_box)),
-            _ => Err(unexpected()),
-        }
-    });
-    let (to_box, from_box) = match opening.await {
-        Ok(halves) => halves,
-        Err(error) => {
-            let error = box_loss::with_reason(&gateway, &location.id, error).await;
-            return Err(error.into());
-        }
+    let begun = begin(&gateway, &location, path, operation).await?;
+    let Some(Output::Ready(())) = begun.first else {
+        return Err(unexpected().into());
     };
     let grant = StreamGrant::environment(Action::WatchFiles, &location);
     let source = Follower {
         gateway: gateway.clone(),
         environment: location.id,
-        _to_box: to_box,
-        from_box,
+        _to_box: begun.to_box,
+        from_box: begun.from_box,
         ready: EventQueue::default(),
     };
     Ok(sse::answer(
