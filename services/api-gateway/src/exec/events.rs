@@ -5,7 +5,6 @@
 //!   Until then an error is an HTTP answer.
 //! * I3. The last event is `exit`, which comes from the box, or `error`.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -24,7 +23,7 @@ use super::{ANSWER_GRACE, overdue, run};
 use crate::box_loss;
 use crate::lookup::EnvironmentLocation;
 use crate::state::Gateway;
-use crate::stream::sse::{self, Source};
+use crate::stream::sse::{self, EventQueue, Source};
 use crate::text::Decoder;
 
 /// How long the box may take to report that the command was started. Longer than an exec-proxy waits for
@@ -39,8 +38,7 @@ pub(super) struct Events {
     feed: Pin<Box<dyn Future<Output = Error> + Send>>,
     deadline: Instant,
     encoder: Encoder,
-    ready: VecDeque<Event>,
-    is_over: bool,
+    ready: EventQueue,
 }
 
 impl Events {
@@ -67,8 +65,7 @@ impl Events {
             feed: Box::pin(input.feed(to_box)),
             deadline,
             encoder: Encoder::new(encoding),
-            ready: VecDeque::new(),
-            is_over: false,
+            ready: EventQueue::default(),
         };
         let first = timeout(START_DEADLINE, events.receive())
             .await
@@ -98,40 +95,30 @@ impl Events {
             FromBox::Exit(exit) => {
                 self.ready.extend(self.encoder.finish());
                 self.ready.push_back(exited(&exit));
-                self.is_over = true;
+                self.ready.end();
             }
-            _ => self.fail(&Error::internal()),
+            _ => self.ready.fail(&Error::internal()),
         }
-    }
-
-    fn fail(&mut self, error: &Error) {
-        self.ready.push_back(sse::failure(error));
-        self.is_over = true;
     }
 }
 
 impl Source for Events {
-    async fn next(&mut self) -> Option<Event> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Some(event);
+    fn queue(&mut self) -> &mut EventQueue {
+        &mut self.ready
+    }
+
+    async fn fill(&mut self) {
+        match timeout_at(self.deadline, self.receive()).await {
+            Ok(Ok(message)) => {
+                // The client may have read slowly, and delayed the end.
+                self.deadline = self.deadline.max(Instant::now() + ANSWER_GRACE);
+                self.accept(message);
             }
-            if self.is_over {
-                return None;
+            Ok(Err(error)) => {
+                let error = box_loss::with_reason(&self.gateway, &self.environment, error).await;
+                self.ready.fail(&error);
             }
-            match timeout_at(self.deadline, self.receive()).await {
-                Ok(Ok(message)) => {
-                    // The client may have read slowly, and delayed the end.
-                    self.deadline = self.deadline.max(Instant::now() + ANSWER_GRACE);
-                    self.accept(message);
-                }
-                Ok(Err(error)) => {
-                    let error =
-                        box_loss::with_reason(&self.gateway, &self.environment, error).await;
-                    self.fail(&error);
-                }
-                Err(_) => self.fail(&overdue()),
-            }
+            Err(_) => self.ready.fail(&overdue()),
         }
     }
 }
@@ -211,18 +198,8 @@ impl Encoder {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-
-    use axum::body::to_bytes;
-    use axum::response::{IntoResponse as _, Sse};
-
     use super::*;
-
-    async fn on_the_wire(events: Vec<Event>) -> String {
-        let events = futures::stream::iter(events.into_iter().map(Ok::<_, Infallible>));
-        let body = Sse::new(events).into_response().into_body();
-        String::from_utf8(to_bytes(body, 4096).await.unwrap().to_vec()).unwrap()
-    }
+    use crate::stream::sse::testing::on_the_wire;
 
     #[tokio::test]
     async fn output_is_whole_characters_or_base64() {

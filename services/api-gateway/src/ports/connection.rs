@@ -11,11 +11,10 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use agentbox_bus::{Session, SessionReceiver, SessionSender};
+use agentbox_bus::{SessionReceiver, SessionSender};
 use agentbox_contracts::environment::Status;
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::exec::rpc::BoxSession;
-use agentbox_contracts::exec::{FromBox, MAX_CHUNK, Open, OpenKind, ToBox};
+use agentbox_contracts::exec::{FromBox, MAX_CHUNK, OpenKind, ToBox};
 use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_contracts::ports::{ConnectPort, PortOutput, port_output};
 use bytes::Bytes;
@@ -24,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, PollSender};
 use tracing::Instrument;
 
-use crate::exec::OPEN_DEADLINE;
+use crate::box_session::{self, BoxSession};
 use crate::lookup::EnvironmentLocation;
 use crate::metrics::OpenStream;
 use crate::state::{Gateway, OpenSession};
@@ -32,8 +31,6 @@ use crate::stream::AccessWatch;
 
 /// How long a port may take to accept a connection.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
-
-type PortSession = Session<ToBox, FromBox>;
 
 /// Who uses a connection, and for how long.
 pub(crate) struct Usage {
@@ -53,32 +50,24 @@ pub(super) async fn connect(
     port: u16,
     usage: Usage,
 ) -> Result<PortStream, Error> {
-    let open = Open {
-        environment: location.id.clone(),
-        owner: Some(location.owner.clone()),
-        address: location.address,
-        status: location.status,
-        kind: OpenKind::Port(ConnectPort { port: port.into() }),
-    };
-    let session = tokio::time::timeout(
-        CONNECT_DEADLINE,
-        open_session(gateway, &location.cluster, &open),
-    )
-    .await
-    .map_err(|_| {
-        Error::new(
-            ErrorCode::Timeout,
-            format!("port {port} of the environment did not accept the connection in time"),
-        )
-    })??;
+    let session = tokio::time::timeout(CONNECT_DEADLINE, open_session(gateway, location, port))
+        .await
+        .map_err(|_| {
+            Error::new(
+                ErrorCode::Timeout,
+                format!("port {port} of the environment did not accept the connection in time"),
+            )
+        })??;
     Ok(start(gateway, location.id.clone(), session, usage))
 }
 
-async fn open_session(gateway: &Gateway, cluster: &str, open: &Open) -> Result<PortSession, Error> {
-    let mut session: PortSession = gateway
-        .bus
-        .open_session::<BoxSession>(cluster, open, OPEN_DEADLINE)
-        .await?;
+async fn open_session(
+    gateway: &Gateway,
+    location: &EnvironmentLocation,
+    port: u16,
+) -> Result<BoxSession, Error> {
+    let kind = OpenKind::Port(ConnectPort { port: port.into() });
+    let mut session = box_session::open(gateway, location, kind).await?;
     match session.recv().await? {
         Some(FromBox::Port(PortOutput {
             output: Some(port_output::Output::Connected(())),
@@ -99,7 +88,7 @@ fn lost() -> Error {
 fn start(
     gateway: &Gateway,
     environment: EnvironmentId,
-    session: PortSession,
+    session: BoxSession,
     usage: Usage,
 ) -> PortStream {
     let (to_box, to_carry) = mpsc::channel(1);
@@ -131,7 +120,7 @@ fn start(
 async fn carry(
     gateway: Gateway,
     environment: EnvironmentId,
-    session: PortSession,
+    session: BoxSession,
     usage: Usage,
     to_carry: mpsc::Receiver<Bytes>,
     carried: mpsc::Sender<io::Result<Bytes>>,

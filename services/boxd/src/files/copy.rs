@@ -7,7 +7,7 @@
 //!   for the same owner, the set-gid bit only for the same group.
 
 use std::fs::File;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 
 use agentbox_contracts::error::ErrorCode;
@@ -169,10 +169,7 @@ impl Copying<'_> {
         let mode = Mode::from_raw_mode(0o600);
         let copy = File::from(openat(to, new, flags, mode).on(self.from)?);
         copy_content(&source, &copy, self.from)?;
-        let mode = mode_for(&fstat(&copy).on(self.from)?, &stat);
-        fchmod(&copy, mode).on(self.from)?;
-        copy_attributes(&source, &copy);
-        Ok(())
+        self.finish(&source, &stat, &copy)
     }
 
     fn directory(
@@ -202,9 +199,14 @@ impl Copying<'_> {
                 self.entry(source.as_fd(), name, copy.as_fd(), name, level + 1)?;
             }
         }
-        let mode = mode_for(&fstat(&copy).on(self.from)?, &stat);
+        self.finish(&source, &stat, &copy)
+    }
+
+    /// Gives a copy with its content the mode and the extended attributes of its original.
+    fn finish(&self, source: impl AsFd, original: &Stat, copy: impl AsFd) -> Result<()> {
+        let mode = mode_for(&fstat(&copy).on(self.from)?, original);
         fchmod(&copy, mode).on(self.from)?;
-        copy_attributes(&source, &copy);
+        copy_attributes(source, copy);
         Ok(())
     }
 }
