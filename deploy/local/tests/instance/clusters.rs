@@ -10,7 +10,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::api::{Api, small};
-use crate::host::{leftovers, tool};
+use crate::host::{leftovers_of_ended, tool};
 use crate::kills::status;
 use crate::kubernetes::leftovers as kubernetes_leftovers;
 
@@ -31,7 +31,7 @@ async fn stop(system: System) {
     let containerd = system.containerd.clone().unwrap();
     let kubernetes = system.kubernetes.clone().unwrap();
     system.stop().await;
-    assert_eq!(leftovers(&containerd), Vec::<String>::new());
+    assert_eq!(leftovers_of_ended(&containerd), Vec::<String>::new());
     assert_eq!(kubernetes_leftovers(&kubernetes), Vec::<String>::new());
 }
 
