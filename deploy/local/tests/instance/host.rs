@@ -212,6 +212,22 @@ pub fn leftovers(containerd: &ContainerdEndpoint) -> Vec<String> {
     found
 }
 
+/// Everything of an ended instance that exists on this machine. The next test that takes its slot
+/// uses the same names: then the list is empty, because nothing can be told apart.
+pub fn leftovers_of_ended(containerd: &ContainerdEndpoint) -> Vec<String> {
+    let slot = containerd.state_dir.parent().unwrap().join("lock");
+    let Ok(slot) = std::fs::File::open(slot) else {
+        // An instance with a name has no slot.
+        return leftovers(containerd);
+    };
+    // Locked during the search.
+    if slot.try_lock().is_ok() {
+        leftovers(containerd)
+    } else {
+        Vec::new()
+    }
+}
+
 /// The groups of the deployment and of those that share its containerd, in every hierarchy.
 fn control_groups(containerd: &ContainerdEndpoint) -> Vec<PathBuf> {
     let name = format!("agentbox-{}", containerd.deployment);

@@ -123,7 +123,7 @@ async fn forged(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
             inside(
                 pid,
                 &[
-                    "busybox", "arping", "-f", "-w", "2", "-I", "eth0", "-s", &from, &gateway,
+                    "busybox", "arping", "-f", "-w", "5", "-I", "eth0", "-s", &from, &gateway,
                 ],
             )
             .await
@@ -200,7 +200,7 @@ async fn frames(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
             "arping",
             "-f",
             "-w",
-            "3",
+            "5",
             "-I",
             "eth0",
             &other_address,
@@ -264,7 +264,7 @@ async fn frames(config: &Config, s: &Subject<Driver>) -> Result<(), Violation> {
         .map_err(Violation)?;
     inside(
         pid,
-        &["busybox", "ping", "-c", "1", "-W", "2", &other_address],
+        &["busybox", "ping", "-c", "1", "-W", "5", &other_address],
     )
     .await
     .map_err(Violation)?;
@@ -282,7 +282,7 @@ async fn nft_element(verb: &str, config: &Config, address: IpAddr) -> Result<Str
 /// Whether a box's network namespace can connect to an address.
 async fn can_connect(pid: u32, to: SocketAddr) -> bool {
     let (ip, port) = (to.ip().to_string(), to.port().to_string());
-    inside(pid, &["busybox", "nc", "-w", "2", &ip, &port])
+    inside(pid, &["busybox", "nc", "-w", "5", &ip, &port])
         .await
         .is_ok()
 }
