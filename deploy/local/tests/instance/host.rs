@@ -52,6 +52,8 @@ impl Supervised {
             .arg("--dir")
             .arg(directory)
             .args(["supervise", "--until-stdin-ends"])
+            // Nothing is asked of, or pulled from, a registry outside.
+            .env("AGENTBOX_IMAGES", "build")
             .stdin(test_program.stdout.take().unwrap());
         if let Some(cache) = cache {
             command.env("XDG_CACHE_HOME", cache);
