@@ -137,7 +137,7 @@ impl AppState {
         let memory = self.session_memory.take(user, kind.bytes());
         Ok(OpenSession {
             _place: place.map_err(|exceeded| self.too_many_sessions(exceeded))?,
-            _memory: memory.map_err(|exceeded| exceeded.unavailable(&SESSION_MEMORY))?,
+            _memory: memory.map_err(|exceeded| SESSION_MEMORY.unavailable(exceeded))?,
         })
     }
 
