@@ -9,6 +9,7 @@ pub(crate) mod connection;
 pub(crate) mod cookies;
 pub(crate) mod forward;
 pub(crate) mod headers;
+mod port_stream;
 pub(crate) mod rate;
 pub(crate) mod target;
 

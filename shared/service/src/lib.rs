@@ -16,6 +16,7 @@ pub mod configuration;
 mod log_format;
 mod panics;
 mod readiness;
+pub mod shares;
 mod tasks;
 mod telemetry;
 

@@ -1,5 +1,6 @@
 //! Requests to ports of boxes, and previews.
 
+mod half_close;
 mod traffic;
 
 use std::time::{Duration, Instant};
@@ -16,10 +17,11 @@ use crate::support::caller::{Caller, User, new_user};
 use crate::support::{TIMEOUT, eventually};
 
 /// A server that answers with each request, and with headers of its own. A request that asks for the
-/// protocol `echo` gets it. On port 8001 it speaks no HTTP.
+/// protocol `echo` gets it. With the protocol `first` the server sends one line, ends its side, and then
+/// writes what it receives to a file. On port 8001 it speaks no HTTP.
 const SERVER: &str = r#"
 cat > /tmp/server.py <<'END'
-import socket, threading
+import os, socket, threading
 
 def answer(connection, port):
     request = b""
@@ -35,6 +37,15 @@ def answer(connection, port):
         body += connection.recv(4096)
     if port == 8001:
         connection.sendall(b"no HTTP\n")
+    elif b"upgrade: first" in lines:
+        connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\n"
+                           b"Connection: Upgrade\r\nUpgrade: first\r\n\r\nfirst\n")
+        connection.shutdown(socket.SHUT_WR)
+        with open("/tmp/late.part", "wb") as late:
+            late.write(body)
+            while part := connection.recv(65536):
+                late.write(part)
+        os.rename("/tmp/late.part", "/tmp/late")
     elif b"upgrade: echo" in lines:
         connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\n"
                            b"Connection: Upgrade\r\nUpgrade: echo\r\n\r\n" + body)
@@ -123,12 +134,20 @@ async fn visit(caller: &Caller, url: &str, headers: &[(&str, &str)]) -> reqwest:
     request.send().await.unwrap()
 }
 
-/// Asks for the protocol `echo`, and returns the connection after the head of the answer.
+/// Asks for the protocol `echo`, and returns the connection after an echo.
 async fn tunnel(gateway: &str, path: &str, lines: &[String]) -> TcpStream {
+    let mut stream = upgrade(gateway, path, "echo", lines).await;
+    echo(&mut stream).await;
+    stream
+}
+
+/// Asks for a protocol, and returns the connection after the head of the answer.
+async fn upgrade(gateway: &str, path: &str, protocol: &str, lines: &[String]) -> TcpStream {
     let mut stream = TcpStream::connect(gateway).await.unwrap();
     let lines = lines.join("\r\n");
-    let head =
-        format!("GET {path} HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: echo\r\n{lines}\r\n\r\n");
+    let head = format!(
+        "GET {path} HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n{lines}\r\n\r\n"
+    );
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -137,7 +156,6 @@ async fn tunnel(gateway: &str, path: &str, lines: &[String]) -> TcpStream {
     }
     let head = String::from_utf8(head).unwrap();
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
-    echo(&mut stream).await;
     stream
 }
 

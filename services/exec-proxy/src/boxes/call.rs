@@ -156,17 +156,34 @@ impl<M: Method> Call<M> {
         }
     }
 
+    /// Ends the inputs, in boxd when the clones of the sender are dropped too.
+    pub fn end_inputs(&mut self) {
+        // Its receiver is dropped: sending to it fails.
+        self.inputs = mpsc::channel(1).0;
+    }
+
     /// The next output. The end of the stream is an error: an operation has a last output.
     ///
     /// # Errors
     /// As boxd's; [`BoxError::Lost`] when the connection was lost.
     pub async fn next(&mut self, lease: &Lease) -> Result<M::Output, BoxError> {
-        match self.outputs.message().await {
-            Ok(Some(output)) => Ok(output),
-            Ok(None) => Err(BoxError::Lost("boxd ended the stream".into())),
-            Err(status) => Err(failed(lease, self.number, status)),
-        }
+        let next = self.next_or_end(lease).await?;
+        next.ok_or_else(ended_early)
     }
+
+    /// The next output; `None` at the end of the stream.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub async fn next_or_end(&mut self, lease: &Lease) -> Result<Option<M::Output>, BoxError> {
+        let next = self.outputs.message().await;
+        next.map_err(|status| failed(lease, self.number, status))
+    }
+}
+
+/// The error of a stream that ended before its last output.
+pub fn ended_early() -> BoxError {
+    BoxError::Lost("boxd ended the stream".into())
 }
 
 fn failed(lease: &Lease, number: u64, status: Status) -> BoxError {

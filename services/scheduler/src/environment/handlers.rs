@@ -3,6 +3,7 @@
 mod create;
 mod credentials;
 mod patch;
+mod policy_changes;
 
 use std::io;
 use std::sync::Arc;
@@ -18,7 +19,6 @@ use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::rpc::Empty;
 use agentbox_contracts::selector::Selector;
 use chrono::Utc;
-use tokio::sync::Semaphore;
 
 use crate::cluster::registry::Clusters;
 use crate::config::Settings;
@@ -27,6 +27,7 @@ use crate::environment::record::Record;
 use crate::environment::state::{EndReason, LifecycleEvent, transition};
 use crate::environment::store::{Change, Listing, Store, StoreError};
 use crate::metrics;
+use policy_changes::PolicyChanges;
 
 /// Attempts of a write while other writers change the same row.
 const MAX_ATTEMPTS: usize = 16;
@@ -80,7 +81,7 @@ pub(super) struct Inner {
     pub(super) outbox: Outbox,
     pub(super) settings: Settings,
     /// Bounds the changes that wait until their network policy is applied.
-    policy_changes: Semaphore,
+    policy_changes: PolicyChanges,
 }
 
 fn not_found() -> Error {
@@ -100,7 +101,7 @@ impl Environments {
             clusters,
             outbox,
             settings,
-            policy_changes: Semaphore::new(patch::MAX_POLICY_CHANGES),
+            policy_changes: PolicyChanges::new(),
         }))
     }
 

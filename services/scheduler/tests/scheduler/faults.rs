@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use agentbox_contracts::environment::rpc::{Delete, DeleteRequest, Patch, PatchRequest};
 use agentbox_contracts::environment::{Environment, NetworkPolicy, Status, StatusReason};
 use agentbox_contracts::error::Error;
-use agentbox_contracts::ids::EnvironmentId;
+use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_runtime::{
     BoxSpec, Capacity, ChangeStream, Observed, PolicyApplication, PreflightError, Runtime,
     RuntimeError,
@@ -343,35 +343,43 @@ async fn end_without_exec_proxy_waits_for_its_archive_for_a_limited_time() {
     replica.stop().await;
 }
 
+fn policy_patch(environment: &Environment) -> PatchRequest {
+    PatchRequest {
+        id: environment.id.clone(),
+        name: None,
+        labels: None,
+        timeout_s: None,
+        idle_timeout_s: None,
+        network_policy: Some(NetworkPolicy::default()),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn policies_that_wait_for_their_cluster_are_bounded() {
+async fn policies_of_one_owner_that_wait_are_bounded_and_leave_places_to_others() {
     const AT_ONCE: usize = 8;
     const SENT: usize = 80;
-    let world = World::new().await;
+    let mut world = World::new().await;
     let gate = Gate::new(world.driver.clone(), 8);
     let replica = world.replica_with(gate.clone(), settings()).await;
     let created = world.create(request("policies")).await;
-    world
-        .wait_for_status(&created.id, Status::Running, SOON)
-        .await;
+    world.owner = UserId::random();
+    let of_other = world.create(request("other")).await;
+    for environment in [&created, &of_other] {
+        world
+            .wait_for_status(&environment.id, Status::Running, SOON)
+            .await;
+    }
     assert_eq!(gate.policies.forget_permits(POLICIES), POLICIES);
     let refused = Arc::new(AtomicUsize::new(0));
     let mut patches = JoinSet::new();
     // A few at once, because each changes the same row.
     for sent in (AT_ONCE..=SENT).step_by(AT_ONCE) {
         for _ in 0..AT_ONCE {
-            let request = PatchRequest {
-                id: created.id.clone(),
-                name: None,
-                labels: None,
-                timeout_s: None,
-                idle_timeout_s: None,
-                network_policy: Some(NetworkPolicy::default()),
-            };
+            let request = policy_patch(&created);
             let (gateway, refused) = (world.gateway.clone(), refused.clone());
             patches.spawn(async move {
                 let outcome = gateway.call::<Patch>(&request, CALL).await;
-                if outcome.is_err_and(|error| error.message.contains("too many changes")) {
+                if outcome.is_err_and(|error| error.message.contains("one owner may have")) {
                     refused.fetch_add(1, Ordering::SeqCst);
                 }
             });
@@ -383,16 +391,38 @@ async fn policies_that_wait_for_their_cluster_are_bounded() {
         .await;
     }
     assert!(refused.load(Ordering::SeqCst) > 0);
-    // Other requests are answered meanwhile.
+    // Other requests are answered meanwhile, and changes of another owner have places.
     assert_eq!(world.get(&created.id).await.status, Status::Running);
-    gate.policies.add_permits(POLICIES);
-    while patches.join_next().await.is_some() {}
-    eventually("the last policy is applied", SOON, async || {
-        let record = world.database.store.get(&created.id).await;
-        record
-            .unwrap()
-            .is_some_and(|record| !record.network_policy_pending)
-    })
+    let (gateway, request) = (world.gateway.clone(), policy_patch(&of_other));
+    let other = tokio::spawn(async move { gateway.call::<Patch>(&request, CALL).await });
+    let store = &world.database.store;
+    eventually(
+        "the change of the other owner is stored",
+        SOON,
+        async || {
+            let record = store.get(&of_other.id).await;
+            record
+                .unwrap()
+                .is_some_and(|record| record.network_policy_pending)
+        },
+    )
     .await;
+    gate.policies.add_permits(POLICIES);
+    if let Err(error) = other.await.unwrap() {
+        assert!(
+            !error.message.contains("wait for their clusters"),
+            "{error}"
+        );
+    }
+    while patches.join_next().await.is_some() {}
+    for id in [&created.id, &of_other.id] {
+        eventually("the last policy is applied", SOON, async || {
+            let record = store.get(id).await;
+            record
+                .unwrap()
+                .is_some_and(|record| !record.network_policy_pending)
+        })
+        .await;
+    }
     replica.stop().await;
 }

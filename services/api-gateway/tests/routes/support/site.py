@@ -8,6 +8,7 @@ GET /live            a WebSocket with a message for each change of the page's fi
 GET /together?N      the answer when N of these requests are open
 GET /content?PIECES  so many pieces of content
 PUT /content         the sum of the body
+OPTIONS /...         `options`, with a CORS header of the server's own
 """
 import base64
 import contextlib
@@ -84,6 +85,14 @@ class Site(http.server.BaseHTTPRequestHandler):
         received.append(self.path)
         self.rfile.read(int(self.headers["Content-Length"] or 0))
         self.answer(b"done")
+
+    def do_OPTIONS(self):
+        received.append(self.path)
+        self.send_response(200)
+        self.send_header("Access-Control-Allow-Origin", "https://of-the-box.example")
+        self.send_header("Content-Length", "7")
+        self.end_headers()
+        self.wfile.write(b"options")
 
     def do_PUT(self):
         left = int(self.headers["Content-Length"])

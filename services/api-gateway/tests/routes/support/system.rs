@@ -31,10 +31,13 @@ pub async fn shared() -> &'static System {
 
 static DEFAULTS: OnceCell<System> = OnceCell::const_new();
 
-/// One replica of each service, with the default limits.
+/// One replica of each service, with the default limits, and with CORS.
 pub async fn with_default_limits() -> &'static System {
     DEFAULTS
-        .get_or_init(async || System::start(options()).await.unwrap())
+        .get_or_init(async || {
+            let options = options().env("api-gateway", "AGENTBOX_CORS_ORIGINS", ORIGIN);
+            System::start(options).await.unwrap()
+        })
         .await
 }
 
@@ -45,7 +48,7 @@ pub const TICKET_S: u64 = 3;
 /// The ping interval on [`short_lived`], in seconds.
 pub const PING_S: u64 = 2;
 
-/// The origin whose pages may use [`short_lived`].
+/// The origin whose pages may use [`short_lived`] and [`with_default_limits`].
 pub const ORIGIN: &str = "https://app.example";
 
 static SHORT_LIVED: OnceCell<System> = OnceCell::const_new();
