@@ -199,18 +199,8 @@ impl Encoder {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-
-    use axum::body::to_bytes;
-    use axum::response::{IntoResponse as _, Sse};
-
     use super::*;
-
-    async fn on_the_wire(events: Vec<Event>) -> String {
-        let events = futures::stream::iter(events.into_iter().map(Ok::<_, Infallible>));
-        let body = Sse::new(events).into_response().into_body();
-        String::from_utf8(to_bytes(body, 4096).await.unwrap().to_vec()).unwrap()
-    }
+    use crate::stream::sse::testing::on_the_wire;
 
     #[tokio::test]
     async fn output_is_whole_characters_or_base64() {

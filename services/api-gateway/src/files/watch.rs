@@ -171,20 +171,10 @@ pub(crate) async fn watch(
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-
-    use axum::body::to_bytes;
-    use axum::response::IntoResponse;
-    use axum::response::sse::Sse;
     use bytes::Bytes;
 
     use super::*;
-
-    async fn on_the_wire(change: FileChange) -> String {
-        let events = futures::stream::iter([Ok::<_, Infallible>(event(&change))]);
-        let body = Sse::new(events).into_response().into_body();
-        String::from_utf8(to_bytes(body, 4096).await.unwrap().to_vec()).unwrap()
-    }
+    use crate::stream::sse::testing::on_the_wire;
 
     #[tokio::test]
     async fn changes_have_the_documented_wire_format() {
@@ -195,7 +185,7 @@ mod tests {
             from: Some(Bytes::from_static(b"/d/a")),
         };
         assert_eq!(
-            on_the_wire(moved).await,
+            on_the_wire(vec![event(&moved)]).await,
             "event: moved\nid: 3\ndata: {\"path\":\"/d/b\u{fffd}\",\"path_base64\":\"L2QvYv8=\",\
              \"from\":\"/d/a\"}\n\n"
         );
@@ -204,7 +194,7 @@ mod tests {
             ..FileChange::default()
         };
         assert_eq!(
-            on_the_wire(overflow).await,
+            on_the_wire(vec![event(&overflow)]).await,
             "event: overflow\nid: 1\ndata: {}\n\n"
         );
     }

@@ -143,18 +143,27 @@ pub(crate) fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, Error> {
     })
 }
 
+/// What tests of answers share.
 #[cfg(test)]
-mod tests {
+pub(crate) mod testing {
     use axum::body::to_bytes;
-    use serde_json::json;
 
     use super::*;
 
-    async fn on_the_wire(events: Vec<Event>) -> String {
+    /// The bytes that a client receives.
+    pub(crate) async fn on_the_wire(events: Vec<Event>) -> String {
         let events = futures::stream::iter(events.into_iter().map(Ok::<_, Infallible>));
         let body = Sse::new(events).into_response().into_body();
         String::from_utf8(to_bytes(body, 4096).await.unwrap().to_vec()).unwrap()
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::testing::on_the_wire;
+    use super::*;
 
     #[tokio::test]
     async fn events_have_the_documented_wire_format() {
