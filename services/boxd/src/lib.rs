@@ -29,10 +29,12 @@ mod reexec;
 
 mod logs;
 mod main_command;
+mod null_device;
 mod ports;
 mod process;
 mod pump;
 mod reaper;
+mod regular_file;
 mod run;
 mod service;
 mod settings;

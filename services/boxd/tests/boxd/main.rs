@@ -19,6 +19,7 @@ mod flow;
 mod logs;
 mod pid_one;
 mod ports;
+mod replaced_files;
 mod run;
 mod serving;
 mod support;
