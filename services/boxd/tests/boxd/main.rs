@@ -11,6 +11,7 @@ mod executions;
 mod files;
 mod files_archive;
 mod files_change;
+mod files_killed;
 mod files_process;
 mod files_support;
 mod files_watch;
