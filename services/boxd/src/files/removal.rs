@@ -3,7 +3,8 @@
 //! It has the user of that process, so that the kernel decides what it may remove, and reads the record of
 //! the file from its stdin.
 //!
-//! * I1. It follows no link, also not one that has come into the place of a directory meanwhile.
+//! * I1. It follows no link, also not one that has come into the place of a directory meanwhile. So it
+//!   does not find the file when a process of the box has moved one of the directories.
 //! * I2. It removes nothing but a file with a hidden name of boxd's, and the very file that an upload
 //!   has created.
 
