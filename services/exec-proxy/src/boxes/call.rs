@@ -41,50 +41,29 @@ pub trait Method: Sized + Send + 'static {
     ) -> impl Future<Output = Result<Outputs<Self>, Status>> + Send;
 }
 
-pub struct Files;
+/// Defines a [`Method`] by its names in boxd's interface and in the client, and its messages.
+macro_rules! method {
+    ($name:ident, $function:ident, $input:ty, $output:ty) => {
+        pub struct $name;
 
-impl Method for Files {
-    const NAME: &'static str = "Files";
-    type Input = FileInput;
-    type Output = FileOutput;
+        impl Method for $name {
+            const NAME: &'static str = stringify!($name);
+            type Input = $input;
+            type Output = $output;
 
-    async fn call(
-        client: &mut BoxClient,
-        inputs: Request<Inputs<Self>>,
-    ) -> Result<Outputs<Self>, Status> {
-        client.files(inputs).await
-    }
+            async fn call(
+                client: &mut BoxClient,
+                inputs: Request<Inputs<Self>>,
+            ) -> Result<Outputs<Self>, Status> {
+                client.$function(inputs).await
+            }
+        }
+    };
 }
 
-pub struct Executions;
-
-impl Method for Executions {
-    const NAME: &'static str = "Executions";
-    type Input = ExecutionInput;
-    type Output = ExecutionOutput;
-
-    async fn call(
-        client: &mut BoxClient,
-        inputs: Request<Inputs<Self>>,
-    ) -> Result<Outputs<Self>, Status> {
-        client.executions(inputs).await
-    }
-}
-
-pub struct Connect;
-
-impl Method for Connect {
-    const NAME: &'static str = "Connect";
-    type Input = PortInput;
-    type Output = PortOutput;
-
-    async fn call(
-        client: &mut BoxClient,
-        inputs: Request<Inputs<Self>>,
-    ) -> Result<Outputs<Self>, Status> {
-        client.connect(inputs).await
-    }
-}
+method!(Files, files, FileInput, FileOutput);
+method!(Executions, executions, ExecutionInput, ExecutionOutput);
+method!(Connect, connect, PortInput, PortOutput);
 
 /// An open call.
 pub struct Call<M: Method> {
