@@ -185,8 +185,8 @@ async fn silent_client_is_closed_with_4408_and_its_command_killed() {
         let session = socket.ready().await;
         silent.push((socket, session));
     }
-    // A client that does not read sends no pongs.
-    tokio::time::sleep(Duration::from_secs(2 * PING_S + 1)).await;
+    // A client that does not read sends no pongs. It reads when the gateway has closed the connection.
+    tokio::time::sleep(Duration::from_secs(2 * PING_S + 4)).await;
     for (mut socket, session) in silent {
         let output = timeout(END_DEADLINE, socket.read_to_end()).await.unwrap();
         assert_eq!(output.close.0, 4408, "{output:?}");

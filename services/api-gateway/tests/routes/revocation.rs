@@ -53,11 +53,11 @@ async fn expired_key_ends_streams() {
     let (id, key) = idle.user.key(json!({"expires_in": 1})).await;
     // The API takes whole days only.
     let soon = format!(
-        "UPDATE auth.api_keys SET expires_at = now() + interval '6 seconds' WHERE id = '{id}'"
+        "UPDATE auth.api_keys SET expires_at = now() + interval '12 seconds' WHERE id = '{id}'"
     );
     let postgres = shared().await.postgres.as_ref().unwrap();
     postgres.execute(&[&soon]).await.unwrap();
-    let expires = Instant::now() + Duration::from_secs(6);
+    let expires = Instant::now() + Duration::from_secs(12);
     let streams = Streams::open(&key, &idle.id).await;
     assert!(Instant::now() < expires, "the streams were opened in time");
     tokio::time::sleep_until(expires).await;
