@@ -1,5 +1,7 @@
 //! Faults of a cluster and of the bus: a real driver behind a gate, and lost messages.
 
+mod capacity;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -156,69 +158,6 @@ async fn start_timeout_fails_the_environment_while_its_cluster_is_unreachable() 
     assert!(message.contains("the cluster does not answer"), "{message}");
     assert!(!message.contains("the gate is closed"), "{message}");
     replica.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn create_without_a_reachable_cluster_is_refused() {
-    let world = World::new().await;
-    let gate = Gate::new(world.driver.clone(), 8);
-    let replica = world.replica_with(gate.clone(), settings()).await;
-    gate.set_open(false);
-    eventually("creates are refused", SOON, async || {
-        let refused = world.try_create(request("nowhere")).await;
-        refused.is_err_and(|e| e.code == ErrorCode::Unavailable)
-    })
-    .await;
-    gate.set_open(true);
-    eventually("creates are accepted again", SOON, async || {
-        world.try_create(request("somewhere")).await.is_ok()
-    })
-    .await;
-    replica.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn create_waits_for_a_cluster_that_has_not_answered_yet() {
-    const ATTEMPTS: usize = 3;
-    for attempt in 1..=ATTEMPTS {
-        let world = World::new().await;
-        let gate = Gate::new(world.driver.clone(), 8);
-        gate.set_open(false);
-        let replica = world
-            .replica_of(vec![(CLUSTER, gate.clone())], settings())
-            .await;
-        eventually("requests are answered", SOON, async || {
-            world.health().await.is_ok()
-        })
-        .await;
-        match gate.create_while_closed(&world).await {
-            // On a machine that stalls the gate may open after the create has waited for 2 s.
-            Err(error) if error.code == ErrorCode::Unavailable && attempt < ATTEMPTS => {
-                replica.stop().await;
-            }
-            created => {
-                let id = created.unwrap().id;
-                world.wait_for_status(&id, Status::Running, SOON).await;
-                return replica.stop().await;
-            }
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn cluster_that_fails_to_answer_once_stays_reachable() {
-    let world = World::new().await;
-    let gate = Gate::new(world.driver.clone(), 8);
-    let replica = world.replica_with(gate.clone(), settings()).await;
-    gate.set_open(false);
-    gate.wait_for_refused_refreshes().await;
-    let health = world.health().await.unwrap();
-    let created = gate.create_while_closed(&world).await.unwrap();
-    world
-        .wait_for_status(&created.id, Status::Running, SOON)
-        .await;
-    replica.stop().await;
-    assert!(health.clusters[0].connected, "{health:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
