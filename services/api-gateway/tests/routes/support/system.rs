@@ -42,11 +42,11 @@ pub async fn with_default_limits() -> &'static System {
 }
 
 /// The lifetime of a login on [`short_lived`], in seconds.
-pub const TOKEN_S: u64 = 10;
+pub const TOKEN_S: u64 = 20;
 /// The lifetime of a ticket on [`short_lived`], in seconds.
-pub const TICKET_S: u64 = 3;
+pub const TICKET_S: u64 = 8;
 /// The ping interval on [`short_lived`], in seconds.
-pub const PING_S: u64 = 2;
+pub const PING_S: u64 = 4;
 
 /// The origin whose pages may use [`short_lived`] and [`with_default_limits`].
 pub const ORIGIN: &str = "https://app.example";
