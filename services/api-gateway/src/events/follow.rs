@@ -5,7 +5,6 @@ use agentbox_bus::{EventStream, StoredEvent};
 use agentbox_contracts::environment::Visibility;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::UserId;
-use axum::response::sse::Event;
 use futures::StreamExt;
 use serde_json::json;
 

@@ -83,7 +83,7 @@ pub(crate) fn to_box(
     keeps_authorization: bool,
     upgrade: Option<&HeaderValue>,
 ) {
-    let takes_trailers = tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    let takes_trailers = elements(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
     remove_hop_by_hop(headers);
     headers.remove(EXPECT);
     if !keeps_authorization {
