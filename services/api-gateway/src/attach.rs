@@ -17,6 +17,7 @@
 mod client_message;
 mod close;
 mod end;
+mod handshake;
 mod parameters;
 mod protocol;
 mod pump;
@@ -24,61 +25,33 @@ mod pump;
 use std::time::Duration;
 
 use agentbox_api::execution::AttachExecutionQuery;
-use agentbox_contracts::audit::AuditAction;
-use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::exec::{TerminalSize, ToBox};
-use agentbox_contracts::executions::execution_output::Output;
-use agentbox_contracts::executions::execution_request::Operation;
+use agentbox_contracts::exec::TerminalSize;
 use agentbox_contracts::executions::{
-    AttachExecution, Attached, ExecutionStart, Offsets, OnFull, Size, StdinMode,
+    AttachExecution, ExecutionStart, Offsets, OnFull, Size, StdinMode,
 };
-use agentbox_contracts::identity::Principal;
 use agentbox_contracts::ids::ExecId;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Extension, RawQuery, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
-use tracing::Instrument;
 
-use crate::audit;
-use crate::authorize::Action;
-use crate::box_loss;
 use crate::edge::admit::{Admitted, Caller};
-use crate::edge::cors;
 use crate::edge::path::{EnvironmentParameter, ExecutionId, ExecutionParameter};
 use crate::edge::slots::Slot;
 use crate::edge::{Answer, Query};
 use crate::executions::parse_position;
-use crate::executions::session::{self, ExecutionSession};
 use crate::executions::start;
-use crate::lookup::EnvironmentLocation;
-use crate::memory::SessionKind;
-use crate::principal::credential::subprotocols;
-use crate::state::{Gateway, OpenSession};
-use crate::stream::{AccessWatch, StreamGrant};
+use crate::state::Gateway;
+use handshake::{Handshake, Route};
 use parameters::{Parameters, Start, Target};
-use pump::Terminal;
 
+pub(crate) use handshake::{MAX_MESSAGE, MAX_WRITE_BUFFER};
 pub(crate) use parameters::size as terminal_size;
 pub(crate) use protocol::signal_name;
-
 #[cfg(fuzzing)]
-pub(crate) fn parse_frame(text: &str) -> Result<Vec<ToBox>, Error> {
-    protocol::to_box(text)
-}
+pub(crate) use protocol::to_box as parse_frame;
 
-/// The largest message, and the largest frame, from the client, in bytes.
-pub(crate) const MAX_MESSAGE: usize = 256 * 1024;
-/// Bytes that are collected before they are written to the socket.
-const WRITE_BUFFER: usize = 64 * 1024;
-/// Bytes that may wait for the socket. One message to the client is smaller: 32 KiB of output, each
-/// byte of which JSON may escape as six.
-pub(crate) const MAX_WRITE_BUFFER: usize = 256 * 1024;
-/// Bytes that are read from the socket at once.
-const READ_BUFFER: usize = 16 * 1024;
-/// How long the box may take to attach to the command.
-const ATTACH_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a terminal is left whose connection was lost, as the API promises it.
 const RESUME_TIME: Duration = Duration::from_secs(60);
 /// Added for the time until boxd notices the loss, and a new connection reaches it.
@@ -105,120 +78,6 @@ fn box_size(size: TerminalSize) -> Size {
     Size {
         cols: size.cols.into(),
         rows: size.rows.into(),
-    }
-}
-
-/// Attaches to an execution, and sends it the size of the client's terminal.
-///
-/// # Errors
-/// The error of the box, or the reason of its loss.
-async fn connect(
-    gateway: &Gateway,
-    location: &EnvironmentLocation,
-    request: AttachExecution,
-    size: Option<TerminalSize>,
-) -> Result<(ExecutionSession, Attached), Error> {
-    let attached = async {
-        let mut session = session::open(gateway, location, Operation::Attach(request)).await?;
-        let first = tokio::time::timeout(ATTACH_DEADLINE, session.recv())
-            .await
-            .map_err(|_| Error::new(ErrorCode::Timeout, "the command did not answer in time"))??;
-        let Output::Attached(attached) = session::output(first)? else {
-            return Err(Error::internal());
-        };
-        if let Some(size) = size {
-            session.send(ToBox::Resize(size)).await?;
-        }
-        Ok((session, attached))
-    };
-    match attached.await {
-        Ok(attached) => Ok(attached),
-        Err(error) => Err(box_loss::with_reason(gateway, &location.id, error).await),
-    }
-}
-
-/// A WebSocket handshake, except its answer.
-struct Handshake {
-    upgrade: WebSocketUpgrade,
-    slot: Option<Slot>,
-}
-
-impl Handshake {
-    fn read(
-        gateway: &Gateway,
-        headers: &HeaderMap,
-        slot: Option<Extension<Slot>>,
-        upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-    ) -> Result<Self, Error> {
-        cors::check_origin(headers, &gateway.config.cors_origins)?;
-        let upgrade = upgrade.map_err(|error| {
-            Error::new(
-                ErrorCode::BadRequest,
-                format!("not a WebSocket handshake: {}", error.body_text()),
-            )
-        })?;
-        let upgrade = upgrade
-            .max_message_size(MAX_MESSAGE)
-            .max_frame_size(MAX_MESSAGE)
-            .read_buffer_size(READ_BUFFER)
-            .write_buffer_size(WRITE_BUFFER)
-            .max_write_buffer_size(MAX_WRITE_BUFFER)
-            .protocols(subprotocols(headers)?.answer);
-        let slot = slot.map(|Extension(slot)| slot);
-        Ok(Self { upgrade, slot })
-    }
-
-    /// Answers the handshake, and serves the socket.
-    fn answer(self, terminal: impl FnOnce(Option<Slot>) -> Terminal) -> Response {
-        let terminal = terminal(self.slot);
-        let sockets = terminal.gateway.sockets.clone();
-        let span = tracing::Span::current();
-        self.upgrade.on_upgrade(move |socket| {
-            // Tracked, so that a stopping gateway waits for the close handshake.
-            sockets.track_future(terminal.serve(socket).instrument(span))
-        })
-    }
-}
-
-/// An attached execution, before its handshake is answered.
-struct Connected {
-    gateway: Gateway,
-    principal: Principal,
-    location: EnvironmentLocation,
-    share: OpenSession,
-    session: ExecutionSession,
-    attached: Attached,
-}
-
-impl Connected {
-    fn into_terminal(
-        self,
-        action: Action,
-        is_binary: bool,
-        is_owned: bool,
-        slot: Option<Slot>,
-    ) -> Terminal {
-        let Self {
-            gateway,
-            principal,
-            location,
-            share,
-            session,
-            attached,
-        } = self;
-        let grant = StreamGrant::environment(action, &location);
-        let stop = gateway.shutdown.clone();
-        Terminal {
-            access: AccessWatch::new(gateway.clone(), principal, grant, stop),
-            gateway,
-            location,
-            session,
-            attached,
-            is_binary,
-            is_owned,
-            slot,
-            share,
-        }
     }
 }
 
@@ -262,17 +121,18 @@ pub(crate) async fn attach(
 ) -> Answer<Response> {
     let Parameters { target, binary } = Parameters::read(query.as_deref().unwrap_or(""))?;
     let handshake = Handshake::read(&gateway, &headers, slot, upgrade)?;
-    let location = location.require_running()?;
-    let share = gateway.begin_session(&principal, SessionKind::Attach)?;
     let command: &[String] = match &target {
         Target::Start(start) => &start.command,
         Target::Resume(_) => &[],
     };
-    audit::accept(&gateway, AuditAction::Attach, &location.id, command).await?;
+    let accepted = handshake
+        .accept(gateway, principal, location, Route::Terminal, command)
+        .await?;
     let (id, from, size) = match target {
         Target::Start(parameters) => {
             let id = ExecId::random();
-            start::run(&gateway, &location, start_message(&id, parameters)).await?;
+            let message = start_message(&id, parameters);
+            start::run(&accepted.gateway, &accepted.location, message).await?;
             // All output, from the start on.
             (id, Some(Offsets::default()), None)
         }
@@ -284,16 +144,7 @@ pub(crate) async fn attach(
         // The connection that was lost may still look open.
         take_input: true,
     };
-    let (session, attached) = connect(&gateway, &location, request, size).await?;
-    let connected = Connected {
-        gateway,
-        principal,
-        location,
-        share,
-        session,
-        attached,
-    };
-    Ok(handshake.answer(|slot| connected.into_terminal(Action::Attach, binary, true, slot)))
+    Ok(accepted.attach(request, size, binary).await?)
 }
 
 /// Attach to an execution
@@ -323,23 +174,13 @@ pub(crate) async fn attach_execution(
     let from = query.from.as_deref();
     let from = from.map(|text| parse_position("from", text)).transpose()?;
     let handshake = Handshake::read(&gateway, &headers, slot, upgrade)?;
-    let location = location.require_running()?;
-    let share = gateway.begin_session(&principal, SessionKind::Attach)?;
-    audit::accept(&gateway, AuditAction::AttachExecution, &location.id, &[]).await?;
+    let accepted = handshake
+        .accept(gateway, principal, location, Route::Execution, &[])
+        .await?;
     let request = AttachExecution {
         id: id.to_string(),
         from,
         take_input: false,
     };
-    let (session, attached) = connect(&gateway, &location, request, None).await?;
-    let connected = Connected {
-        gateway,
-        principal,
-        location,
-        share,
-        session,
-        attached,
-    };
-    let action = Action::AttachExecution;
-    Ok(handshake.answer(|slot| connected.into_terminal(action, query.binary, false, slot)))
+    Ok(accepted.attach(request, None, query.binary).await?)
 }

@@ -8,6 +8,7 @@ pub(crate) mod cors;
 pub(crate) mod error;
 pub(crate) mod headers;
 pub(crate) mod json;
+pub(crate) mod list_header;
 pub(crate) mod path;
 pub(crate) mod query;
 mod request_body;

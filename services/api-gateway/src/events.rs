@@ -14,6 +14,7 @@ use agentbox_bus::{BusError, StoredEvent};
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::{EnvironmentEvent, Visibility};
 use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::ids::UserId;
 use agentbox_contracts::subjects;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -69,11 +70,21 @@ fn is_complete(past: &[StoredEvent]) -> bool {
         .is_none_or(|stored| stored.event.status.is_ended())
 }
 
-fn list(stored: Vec<StoredEvent>, query: &EventsQuery) -> Result<Response, Error> {
+/// One page of the stored events that match `filter`, newest first.
+async fn list(
+    gateway: &Gateway,
+    user: &UserId,
+    filter: &str,
+    visible: &Visibility,
+    query: &EventsQuery,
+) -> Result<Response, Error> {
+    // An invalid page is refused before the events are read.
     let (limit, offset) = page(query.limit, query.offset)?;
-    let total = stored.len() as u64;
+    let stored = stored::read_matching(gateway, user, filter, visible).await?;
+    let total = stored.events.len() as u64;
     let skip = usize::try_from(offset).unwrap_or(usize::MAX);
     let events = stored
+        .events
         .into_iter()
         .rev()
         .skip(skip)
@@ -112,10 +123,7 @@ pub(crate) async fn list_for_environment(
     // A caller who may view the environment may view all of its events.
     let visible = Visibility::All;
     if !query.follow {
-        // An invalid page is refused before the events are read.
-        page(query.limit, query.offset)?;
-        let stored = stored::read_matching(&gateway, &principal.user, &filter, &visible).await?;
-        return Ok(list(stored.events, &query)?);
+        return Ok(list(&gateway, &principal.user, &filter, &visible, &query).await?);
     }
     let last = sse::last_event_id(&headers)?;
     let session = gateway.begin_session(&principal, SessionKind::Events)?;
@@ -166,10 +174,7 @@ pub(crate) async fn list_all(
     let visible = visibility(&principal);
     let filter = visible_subjects(&visible);
     if !query.follow {
-        // An invalid page is refused before the events are read.
-        page(query.limit, query.offset)?;
-        let stored = stored::read_matching(&gateway, &principal.user, &filter, &visible).await?;
-        return Ok(list(stored.events, &query)?);
+        return Ok(list(&gateway, &principal.user, &filter, &visible, &query).await?);
     }
     let last = sse::last_event_id(&headers)?;
     let session = gateway.begin_session(&principal, SessionKind::Events)?;
@@ -186,7 +191,7 @@ pub(crate) async fn list_all(
 #[cfg(test)]
 mod tests {
     use agentbox_contracts::environment::{EventKind, Status};
-    use agentbox_contracts::ids::{EnvironmentId, UserId};
+    use agentbox_contracts::ids::EnvironmentId;
     use chrono::Utc;
 
     use super::*;

@@ -34,6 +34,7 @@ use crate::authorize::Action;
 use crate::box_loss;
 use crate::edge::Answer;
 use crate::edge::admit::{Admitted, Caller};
+use crate::edge::list_header::elements;
 use crate::edge::path::EnvironmentParameter;
 use crate::memory::SessionKind;
 use crate::state::Gateway;
@@ -48,8 +49,6 @@ pub(crate) use request::{
     working_dir,
 };
 
-/// How long the exec-proxy may take to answer the first message of a session.
-pub(crate) const OPEN_DEADLINE: Duration = Duration::from_secs(5);
 /// Bytes of a form that are in memory at once: one frame of the body.
 const FORM_BUFFER: usize = 128 * 1024;
 /// Added to the command's own timeout: to start and kill the command, and to receive its output.
@@ -67,11 +66,7 @@ pub(crate) fn stdin_messages(mut bytes: Bytes) -> Vec<ToBox> {
 
 /// Whether the client asks for server-sent events.
 fn wants_events(headers: &HeaderMap) -> bool {
-    headers
-        .get_all(header::ACCEPT)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
+    elements(headers, &header::ACCEPT)
         .filter_map(|range| range.split(';').next())
         .any(|range| range.trim().eq_ignore_ascii_case("text/event-stream"))
 }
@@ -99,7 +94,8 @@ fn overdue() -> Error {
 ///
 /// With `Accept: text/event-stream` the output is streamed without a limit, as server-sent events:
 /// `stdout` and `stderr` (an `ExecOutputEvent`), and at last `exit` (an `ExecExitEvent`) or `error`
-/// (an `ErrorBody`). The command waits for a client that reads slowly.
+/// (an `ErrorBody`). The stream begins when the command has started, also if it prints nothing. The command
+/// waits for a client that reads slowly.
 ///
 /// As `multipart/form-data` stdin has any size: the part `exec` with the JSON, then the part `stdin`. This
 /// cannot be combined with server-sent events.

@@ -15,6 +15,7 @@ mod audit;
 mod auth;
 mod authorize;
 mod box_loss;
+mod box_session;
 mod clusters;
 mod config;
 mod dead_letters;

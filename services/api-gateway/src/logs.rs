@@ -5,45 +5,21 @@ mod page;
 mod wait;
 
 use agentbox_api::logs::{LogsQuery, LogsReply};
-use agentbox_bus::Session;
 use agentbox_contracts::audit::AuditAction;
-use agentbox_contracts::error::Error;
-use agentbox_contracts::exec::rpc::BoxSession;
-use agentbox_contracts::exec::{FromBox, LogsRequest, Open, OpenKind, ToBox};
+use agentbox_contracts::exec::{LogsRequest, OpenKind};
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 
 use crate::audit;
 use crate::authorize::Action;
+use crate::box_session;
 use crate::edge::admit::{Admitted, Caller};
 use crate::edge::path::EnvironmentParameter;
 use crate::edge::{Answer, Query};
-use crate::exec::OPEN_DEADLINE;
-use crate::lookup::EnvironmentLocation;
 use crate::memory::SessionKind;
 use crate::state::Gateway;
 use crate::stream::{StreamGrant, sse};
-
-type LogsSession = Session<ToBox, FromBox>;
-
-async fn open(
-    gateway: &Gateway,
-    location: &EnvironmentLocation,
-    request: LogsRequest,
-) -> Result<LogsSession, Error> {
-    let open = Open {
-        environment: location.id.clone(),
-        owner: Some(location.owner.clone()),
-        address: location.address,
-        status: location.status,
-        kind: OpenKind::Logs(request),
-    };
-    gateway
-        .bus
-        .open_session::<BoxSession>(&location.cluster, &open, OPEN_DEADLINE)
-        .await
-}
 
 /// Read or follow the logs
 ///
@@ -80,7 +56,7 @@ pub(crate) async fn logs(
     // Before the first read, and once for a stream, however often it reconnects to the box.
     audit::accept(&gateway, AuditAction::ReadLogs, &location.id, &[]).await?;
     if !query.follow {
-        let session = open(&gateway, &location, request).await?;
+        let session = box_session::open(&gateway, &location, OpenKind::Logs(request)).await?;
         return Ok(page::answer(session, share, query.timestamps).await?);
     }
     let grant = StreamGrant::environment(Action::ReadLogs, &location);

@@ -9,15 +9,14 @@ pub(crate) mod connection;
 pub(crate) mod cookies;
 pub(crate) mod forward;
 pub(crate) mod headers;
+mod port_stream;
 pub(crate) mod rate;
 pub(crate) mod target;
 
 use agentbox_api::port::{PortBody, PortList};
-use agentbox_bus::Session;
 use agentbox_contracts::audit::AuditAction;
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::exec::rpc::BoxSession;
-use agentbox_contracts::exec::{FromBox, Open, OpenKind, ToBox};
+use agentbox_contracts::exec::{FromBox, OpenKind};
 use axum::Extension;
 use axum::extract::{Request, State};
 use axum::http::header::{HOST, SEC_WEBSOCKET_PROTOCOL};
@@ -28,12 +27,12 @@ use utoipa::IntoParams;
 use crate::audit;
 use crate::authorize::Action;
 use crate::box_loss;
+use crate::box_session;
 use crate::edge::admit::{Admitted, Caller, Proxied};
 use crate::edge::client_address::{ClientAddress, OverTls};
 use crate::edge::path::EnvironmentParameter;
 use crate::edge::slots::Slot;
 use crate::edge::{Answer, cors};
-use crate::exec::OPEN_DEADLINE;
 use crate::lookup::EnvironmentLocation;
 use crate::memory::SessionKind;
 use crate::principal::credential::subprotocols;
@@ -70,17 +69,7 @@ pub(crate) struct PortQuery {
 }
 
 async fn ask_box(gateway: &Gateway, location: &EnvironmentLocation) -> Result<PortList, Error> {
-    let open = Open {
-        environment: location.id.clone(),
-        owner: Some(location.owner.clone()),
-        address: location.address,
-        status: location.status,
-        kind: OpenKind::Ports,
-    };
-    let mut session: Session<ToBox, FromBox> = gateway
-        .bus
-        .open_session::<BoxSession>(&location.cluster, &open, OPEN_DEADLINE)
-        .await?;
+    let mut session = box_session::open(gateway, location, OpenKind::Ports).await?;
     match session.recv().await? {
         Some(FromBox::Ports(list)) => Ok(PortList {
             ports: list.ports.into_iter().map(PortBody::from).collect(),

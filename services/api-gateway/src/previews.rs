@@ -7,6 +7,7 @@ mod answer;
 pub(crate) mod host;
 pub(crate) mod serve;
 mod source;
+pub(crate) mod visits;
 
 use agentbox_api::port::{CreatePreview, CreatedPreview, PreviewBody, PreviewList};
 use agentbox_api::user::PageQuery;

@@ -256,7 +256,7 @@ fn api(gateway: &Gateway, flood_limiter: &FloodLimiter, sampled: &SampledTraces)
     let origins = &gateway.config.cors_origins;
     if !origins.is_empty() {
         // Around these limits, so that pages can read their refusals.
-        router = router.layer(cors::layer(origins));
+        router = router.layer(from_fn_with_state(cors::rules(origins), cors::apply));
     }
     router
         .layer(middleware::from_fn(headers::add_common))

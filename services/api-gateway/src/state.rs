@@ -19,6 +19,7 @@ use crate::memory::{
 };
 use crate::metrics;
 use crate::ports::rate::ByteRates;
+use crate::previews::visits::Visits;
 use crate::principal::signature::Signatures;
 use crate::principal::token_subject::TokenSubjectCache;
 use crate::rate_limit::{Limiter, Limits};
@@ -69,6 +70,8 @@ pub(crate) struct AppState {
     pub sockets: TaskTracker,
     /// The rates of the users' connections to ports.
     pub port_rates: ByteRates,
+    /// The visits of public previews that are in the audit trail.
+    pub visits: Visits,
     /// Commands, terminals, streams and connections to ports that are open.
     sessions: Shares<UserId>,
     /// The bytes that these may take.
@@ -117,6 +120,7 @@ impl AppState {
             shutdown,
             sockets: TaskTracker::new(),
             port_rates,
+            visits: Visits::default(),
             sessions,
             session_memory,
             results,
@@ -144,7 +148,7 @@ impl AppState {
         let memory = self.session_memory.take(user, kind.bytes());
         Ok(OpenSession {
             _place: place.map_err(|exceeded| too_many_sessions(exceeded, most))?,
-            _memory: memory.map_err(|exceeded| exceeded.unavailable(&SESSION_MEMORY))?,
+            _memory: memory.map_err(|exceeded| SESSION_MEMORY.unavailable(exceeded))?,
         })
     }
 

@@ -11,17 +11,19 @@
 //! boxd's memory is left in the process, and its environment is empty.
 //!
 //! The connection is one socket, which is the process's stdin and stdout: it costs boxd one descriptor
-//! for each operation.
+//! for each operation. The [`record`] of a file that is not complete costs one more for a write or a copy.
 //!
 //! * I1. At most [`MAX_OPERATIONS`] operations run at once. Each buffers at most two messages in each
 //!   direction, so a slow peer slows only its own operation.
 //! * I2. The process belongs to the box's user: a message that is malformed or larger than
-//!   [`MAX_FRAME_BYTES`] ends the operation.
+//!   [`caller::MAX_FRAME_BYTES`] ends the operation.
 //! * I3. When the caller goes away, at the deadline and at the box's shutdown the process is asked to
 //!   stop, so that it removes its temporary files. Then its session is killed.
+//! * I4. What a killed process leaves is removed by another one of the same user ([`cleanup`]).
 
 mod caller;
 mod change;
+mod cleanup;
 mod compression;
 mod copy;
 mod delete;
@@ -30,10 +32,13 @@ mod failure;
 mod list;
 mod location;
 mod metadata;
+mod operation;
 mod pack;
 pub mod process;
 mod read;
+mod record;
 mod relocate;
+pub mod removal;
 mod stop;
 mod tar;
 mod temporary;
@@ -41,34 +46,21 @@ mod unpack;
 mod watch;
 mod write;
 
-use std::fs::File;
-use std::future::pending;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use agentbox_contracts::error::ErrorCode;
-use agentbox_contracts::exec::MAX_CHUNK;
-use agentbox_contracts::files::file_input::Input;
 use agentbox_contracts::files::file_output::Output;
 use agentbox_contracts::files::file_request::Operation;
 use agentbox_contracts::files::{FileInput, FileOutput, FileRequest};
-use bytes::Bytes;
-use futures::{SinkExt as _, StreamExt as _};
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
-use prost::Message as _;
-use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{sleep, timeout};
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Status, Streaming};
@@ -77,19 +69,18 @@ use crate::command::{CommandSpec, NewProcess, StandardStreams};
 use crate::environment::Variables;
 use crate::reaper::{Child, Reaper};
 use crate::user::User;
-use caller::MAX_FRAME_BYTES;
+use cleanup::Cleanup;
 use failure::Failure;
+use operation::Process;
+use record::Record;
 
-/// Together with the descriptors of runs and background output, below the usual soft limit of 1024.
+/// Each takes up to two descriptors. One that finds none free fails as `unavailable`.
 pub const MAX_OPERATIONS: usize = 64;
-/// The limit for operations that transfer nothing. A transfer's own limit is its caller's.
-const DEADLINE: Duration = Duration::from_secs(60);
-/// How long a process that was asked to stop has to remove its temporary files.
-const STOP_GRACE: Duration = Duration::from_secs(5);
-/// The same, when the box shuts down.
-const SHUTDOWN_GRACE: Duration = Duration::from_millis(500);
 /// The kernel's buffer in each direction.
 const SOCKET_BUFFER_BYTES: usize = 64 * 1024;
+
+/// The process of an operation, boxd's end of the connection, and what to do if it is killed.
+type Started = (Child, UnixStream, Option<Cleanup>);
 
 /// Performs file operations.
 pub struct Files {
@@ -98,24 +89,6 @@ pub struct Files {
     closing: CancellationToken,
     free: Arc<Semaphore>,
 }
-
-/// Why an operation is over.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// Its last output was sent.
-    Finished,
-    CallerGone,
-    /// The caller sent a message that is larger than [`MAX_FRAME_BYTES`].
-    InputTooLarge,
-    TimedOut,
-    Shutdown,
-    /// The process sent something that is no output.
-    Malformed,
-    /// The process ended without a last output.
-    Died,
-}
-
-type Outputs = mpsc::Sender<Result<FileOutput, Status>>;
 
 impl Files {
     /// Performs operations in `tasks` until `closing`.
@@ -148,12 +121,13 @@ impl Files {
         })?;
         let (sender, receiver) = mpsc::channel(1);
         match self.start(&request).await? {
-            Ok((child, stream)) => {
+            Ok((child, stream, cleanup)) => {
                 let operation = Process {
                     reaper: Arc::clone(&self.reaper),
                     closing: self.closing.clone(),
                     child,
-                    _permit: permit,
+                    cleanup,
+                    permit,
                 };
                 self.tasks
                     .spawn(operation.run(request, stream, inputs, sender));
@@ -165,31 +139,33 @@ impl Files {
     }
 
     /// Starts the process. A failure is one of the operation.
-    async fn start(
-        &self,
-        request: &FileRequest,
-    ) -> Result<Result<(Child, UnixStream), Failure>, Status> {
+    async fn start(&self, request: &FileRequest) -> Result<Result<Started, Failure>, Status> {
         let user = match User::resolve(&request.user) {
             Ok(user) => user,
             Err(error) => return Ok(Err(Failure::new(error.code(), error.to_string()))),
         };
         let is_other_user = user.is_some();
-        let spec = CommandSpec {
-            argv: vec!["boxd".into(), "files".into()],
-            working_dir: Some("/".into()),
-            variables: Variables::new(),
-            user,
-        };
-        let (own, streams) = match connection() {
+        let spec = command_spec("files", user.clone());
+        let (own, streams, record) = match connection() {
             Ok(connection) => connection,
             Err(error) => return not_started(&error).map(Err),
         };
+        let leaves_files = matches!(
+            request.operation,
+            Some(Operation::Write(_) | Operation::Copy(_))
+        );
+        let cleanup = leaves_files.then(|| Cleanup {
+            reaper: Arc::clone(&self.reaper),
+            closing: self.closing.clone(),
+            user,
+            record,
+        });
         let process = match NewProcess::new(&spec, Path::new("/proc/self/exe"), streams) {
             Ok(process) => process,
             Err(error) => return not_started(&error).map(Err),
         };
         match self.reaper.start(process).await {
-            Ok(child) => Ok(Ok((child, own))),
+            Ok(child) => Ok(Ok((child, own, cleanup))),
             Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::EPERM | Errno::EINVAL) if is_other_user => Ok(Err(Failure::new(
                     ErrorCode::UserNotAllowed,
@@ -198,6 +174,16 @@ impl Files {
                 _ => not_started(&error).map(Err),
             },
         }
+    }
+}
+
+/// A process of boxd itself, of this user.
+fn command_spec(verb: &str, user: Option<User>) -> CommandSpec {
+    CommandSpec {
+        argv: vec!["boxd".into(), verb.into()],
+        working_dir: Some("/".into()),
+        variables: Variables::new(),
+        user,
     }
 }
 
@@ -214,8 +200,9 @@ fn not_started(error: &io::Error) -> Result<Failure, Status> {
     }
 }
 
-/// boxd's end of a new connection, and the process's.
-fn connection() -> io::Result<(UnixStream, StandardStreams)> {
+/// boxd's end of a new connection, the process's, and the record of the process.
+fn connection() -> io::Result<(UnixStream, StandardStreams, Record)> {
+    let record = Record::create()?;
     let (own, process) = StdUnixStream::pair()?;
     for end in [&own, &process] {
         // A larger buffer would do no harm.
@@ -224,167 +211,11 @@ fn connection() -> io::Result<(UnixStream, StandardStreams)> {
     own.set_nonblocking(true)?;
     let process = OwnedFd::from(process);
     let streams = StandardStreams::Pipes {
-        stdin: Some(process.try_clone()?),
+        stdin: process.try_clone()?,
         stdout: process,
-        stderr: File::options().write(true).open("/dev/null")?.into(),
+        stderr: record.descriptor()?,
     };
-    Ok((UnixStream::from_std(own)?, streams))
-}
-
-/// A running operation.
-struct Process {
-    reaper: Arc<Reaper>,
-    closing: CancellationToken,
-    child: Child,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Process {
-    async fn run(
-        mut self,
-        request: FileRequest,
-        stream: UnixStream,
-        inputs: Streaming<FileInput>,
-        outputs: Outputs,
-    ) {
-        let codec = || {
-            LengthDelimitedCodec::builder()
-                .max_frame_length(MAX_FRAME_BYTES)
-                .new_codec()
-        };
-        let (from_process, to_process) = stream.into_split();
-        let mut from_process = FramedRead::new(from_process, codec());
-        let mut to_process = FramedWrite::new(to_process, codec());
-        let limit = match request.operation {
-            Some(Operation::Read(_) | Operation::Write(_) | Operation::Watch(_)) => Duration::MAX,
-            _ => DEADLINE,
-        };
-        let end = tokio::select! {
-            biased;
-            () = self.closing.cancelled() => End::Shutdown,
-            () = outputs.closed() => End::CallerGone,
-            end = relay_outputs(&mut from_process, &outputs) => end,
-            end = relay_inputs(request, inputs, &mut to_process) => end,
-            () = sleep(limit) => End::TimedOut,
-        };
-        // The process notices that, too.
-        drop((from_process, to_process));
-        if end != End::Finished {
-            self.reaper.signal_group(self.child.pid, Signal::SIGTERM);
-        }
-        let last = match end {
-            End::Finished | End::CallerGone => None,
-            End::TimedOut => Some(Ok(failed(Failure::new(
-                ErrorCode::Timeout,
-                format!(
-                    "the file operation took longer than {} s",
-                    DEADLINE.as_secs()
-                ),
-            )))),
-            End::Shutdown => Some(Err(shuts_down())),
-            End::InputTooLarge => Some(Err(Status::invalid_argument(format!(
-                "an input must have at most {MAX_FRAME_BYTES} bytes"
-            )))),
-            End::Malformed | End::Died => Some(Ok(failed(Failure::new(
-                ErrorCode::Unavailable,
-                "the file operation's process was killed in the environment, as when its memory is \
-                 used up",
-            )))),
-        };
-        if let Some(last) = last {
-            // A caller that does not read receives the end of the stream without it.
-            let _ = timeout(SHUTDOWN_GRACE, outputs.send(last)).await;
-        }
-        drop(outputs);
-        self.reap().await;
-    }
-
-    /// Waits for the end of the process, which it may have reached; kills it after a grace.
-    async fn reap(&mut self) {
-        let closing = self.closing.clone();
-        let grace = async {
-            tokio::select! {
-                () = sleep(STOP_GRACE) => {}
-                () = async {
-                    closing.cancelled().await;
-                    sleep(SHUTDOWN_GRACE).await;
-                } => {}
-            }
-        };
-        let ended = tokio::select! {
-            _ = &mut self.child.ended => true,
-            () = grace => false,
-        };
-        if !ended {
-            self.reaper.kill_session(self.child.pid);
-            // The kernel may hold it longer, for example on a hung disk.
-            let _ = timeout(SHUTDOWN_GRACE, &mut self.child.ended).await;
-        }
-    }
-}
-
-/// Relays outputs until the last one.
-async fn relay_outputs(
-    process: &mut FramedRead<OwnedReadHalf, LengthDelimitedCodec>,
-    outputs: &Outputs,
-) -> End {
-    while let Some(frame) = process.next().await {
-        let frame = match frame {
-            Ok(frame) => frame,
-            // A process that is killed may leave a part of a message.
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => return End::Malformed,
-            Err(_) => return End::Died,
-        };
-        let Ok(message) = FileOutput::decode(frame.freeze()) else {
-            return End::Malformed;
-        };
-        let is_last = match &message.output {
-            Some(Output::Done(()) | Output::Failed(_)) => true,
-            Some(Output::Data(data)) if data.len() > MAX_CHUNK => return End::Malformed,
-            Some(_) => false,
-            None => return End::Malformed,
-        };
-        if outputs.send(Ok(message)).await.is_err() {
-            return End::CallerGone;
-        }
-        if is_last {
-            return End::Finished;
-        }
-    }
-    End::Died
-}
-
-/// Relays the request and the inputs after it. Returns only when the caller is gone or sends too much
-/// at once; the outputs tell everything else.
-async fn relay_inputs(
-    request: FileRequest,
-    mut inputs: Streaming<FileInput>,
-    process: &mut FramedWrite<OwnedWriteHalf, LengthDelimitedCodec>,
-) -> End {
-    let takes_content = matches!(request.operation, Some(Operation::Write(_)));
-    let first = FileInput {
-        input: Some(Input::Request(request)),
-    };
-    let mut next = Some(first);
-    while let Some(message) = next {
-        if message.encoded_len() > MAX_FRAME_BYTES {
-            return End::InputTooLarge;
-        }
-        let frame = Bytes::from(message.encode_to_vec());
-        // The process ends early when the operation fails.
-        if process.send(frame).await.is_err() {
-            return pending().await;
-        }
-        next = match inputs.message().await {
-            Ok(next) => next,
-            Err(_) => return End::CallerGone,
-        };
-    }
-    // The end of the inputs: content without its own end is not complete.
-    if takes_content {
-        let _ = process.get_mut().shutdown().await;
-    }
-    pending().await
+    Ok((UnixStream::from_std(own)?, streams, record))
 }
 
 /// The names of an archive's entries, up to the first that is refused or cannot be read.

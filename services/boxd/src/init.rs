@@ -40,6 +40,7 @@ use crate::executions::Executions;
 use crate::files::Files;
 use crate::logs::Log;
 use crate::main_command::{MainCommand, Phase};
+use crate::null_device::NullDevice;
 use crate::ports::Ports;
 use crate::process::{Slots, Starter};
 use crate::reaper::Reaper;
@@ -61,6 +62,8 @@ pub enum InitError {
     Signals(#[source] io::Error),
     #[error("preparing to start and reap commands failed")]
     Reaper(#[source] io::Error),
+    #[error("opening /dev/null failed")]
+    NullDevice(#[source] io::Error),
     #[error("the settings are invalid")]
     Settings(#[from] SettingsError),
     #[error("preparing TLS failed")]
@@ -83,6 +86,7 @@ pub enum InitError {
 pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitError> {
     let mut signals = ForwardedSignals::listen().map_err(InitError::Signals)?;
     let (reaper, child_signals) = Reaper::new().map_err(InitError::Reaper)?;
+    let null_device = Arc::new(NullDevice::open().map_err(InitError::NullDevice)?);
     let closing = CancellationToken::new();
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
@@ -123,6 +127,7 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
     let main = Arc::new(MainCommand::new(
         Arc::clone(&reaper),
         Arc::clone(&environment),
+        Arc::clone(&null_device),
         Arc::clone(&log),
         tasks.clone(),
         settings.termination_file.clone(),
@@ -132,6 +137,7 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
     let starter = Arc::new(Starter {
         reaper,
         environment: Arc::clone(&environment),
+        null_device,
         background_output: Arc::new(BackgroundOutput::new(tasks.clone(), closing.clone())),
         slots,
         tasks: tasks.clone(),

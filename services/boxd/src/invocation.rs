@@ -1,8 +1,8 @@
 //! The command line.
 //!
 //! `boxd run [-- command…]`, `boxd install <path>`, `boxd --version`; `boxd serve` is
-//! boxd's own second start (see [`crate::reexec`]), and `boxd files` a process that boxd starts (see
-//! [`crate::files`]).
+//! boxd's own second start (see [`crate::reexec`]), and `boxd files` and `boxd remove-unfinished` are
+//! processes that boxd starts (see [`crate::files`]).
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -20,6 +20,7 @@ pub enum Invocation {
         path: PathBuf,
     },
     Files,
+    RemoveUnfinished,
     Version,
 }
 
@@ -38,6 +39,7 @@ impl Invocation {
         match verb.to_str() {
             Some("--version") => Ok(Self::Version),
             Some("files") => Ok(Self::Files),
+            Some("remove-unfinished") => Ok(Self::RemoveUnfinished),
             Some("install") => {
                 let path = arguments.next().ok_or(UsageError)?;
                 Ok(Self::Install { path: path.into() })
@@ -91,6 +93,8 @@ mod tests {
     #[test]
     fn processes_of_boxd_have_their_own_forms() {
         assert_eq!(parse(&["boxd", "files"]), Ok(Invocation::Files));
+        let removal = parse(&["boxd", "remove-unfinished"]);
+        assert_eq!(removal, Ok(Invocation::RemoveUnfinished));
         let serve = Invocation::Serve {
             settings_fd: 3,
             command: vec![],

@@ -28,10 +28,12 @@ mod reexec;
 
 mod logs;
 mod main_command;
+mod null_device;
 mod ports;
 mod process;
 mod pump;
 mod reaper;
+mod regular_file;
 mod run;
 mod service;
 mod settings;
@@ -87,6 +89,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(Invocation::Install { path }) => finish(install::install(&path).map(|()| 0)),
         Ok(Invocation::Run { command }) => finish(reexec::run(command)),
         Ok(Invocation::Files) => finish(files::process::run().map(|()| 0)),
+        Ok(Invocation::RemoveUnfinished) => finish(files::removal::run().map(|()| 0)),
         Ok(Invocation::Serve {
             settings_fd,
             command,

@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use crate::command::{CommandSpec, NOT_EXECUTABLE, NewProcess, StandardStreams, StartError};
 use crate::environment::Environment;
 use crate::logs::Log;
+use crate::null_device::NullDevice;
 use crate::process::output_pipe;
 use crate::pump::{Sink, Source, pump};
 use crate::reaper::{Child, ExitStatus, Reaper};
@@ -44,6 +45,7 @@ pub enum Phase {
 pub struct MainCommand {
     pub reaper: Arc<Reaper>,
     pub environment: Arc<Environment>,
+    pub null_device: Arc<NullDevice>,
     pub log: Arc<Log>,
     pub tasks: TaskTracker,
     pub termination_file: Option<PathBuf>,
@@ -55,6 +57,7 @@ impl MainCommand {
     pub fn new(
         reaper: Arc<Reaper>,
         environment: Arc<Environment>,
+        null_device: Arc<NullDevice>,
         log: Arc<Log>,
         tasks: TaskTracker,
         termination_file: Option<PathBuf>,
@@ -64,6 +67,7 @@ impl MainCommand {
         Self {
             reaper,
             environment,
+            null_device,
             log,
             tasks,
             termination_file,
@@ -155,7 +159,7 @@ impl MainCommand {
         let (stdout, stdout_source) = output_pipe().map_err(pipe_error)?;
         let (stderr, stderr_source) = output_pipe().map_err(pipe_error)?;
         let streams = StandardStreams::Pipes {
-            stdin: None,
+            stdin: self.null_device.stdin().map_err(pipe_error)?,
             stdout,
             stderr,
         };

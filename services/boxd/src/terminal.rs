@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::libc::{O_CLOEXEC, O_NOCTTY};
+use nix::libc::{O_NOCTTY, O_NOFOLLOW, O_NONBLOCK};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -47,15 +47,9 @@ impl Terminal {
     /// # Errors
     /// As `posix_openpt(3)`: no /dev/ptmx, or too many terminals.
     pub fn open(size: Size) -> io::Result<(Self, OwnedFd)> {
-        let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
-        grantpt(&controller)?;
-        unlockpt(&controller)?;
-        let name = ptsname(&controller, Vec::new())?;
-        let tty = File::options()
-            .read(true)
-            .write(true)
-            .custom_flags(O_NOCTTY | O_CLOEXEC)
-            .open(name.to_string_lossy().as_ref())?;
+        // Root in the box may have put another file into the place of either device.
+        let (controller, name) = open_controller().map_err(|error| named("/dev/ptmx", &error))?;
+        let tty = open_tty(&name).map_err(|error| named(&name, &error))?;
         tcsetwinsize(&controller, size.winsize())?;
         fcntl(
             &controller,
@@ -148,6 +142,36 @@ impl Terminal {
         }
         Ok(())
     }
+}
+
+/// A new terminal, and the path of its tty.
+fn open_controller() -> io::Result<(OwnedFd, String)> {
+    let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    grantpt(&controller)?;
+    unlockpt(&controller)?;
+    let name = ptsname(&controller, Vec::new())?;
+    Ok((controller, name.to_string_lossy().into_owned()))
+}
+
+/// Opens the tty. Never waits, whatever is in its place.
+fn open_tty(name: &str) -> io::Result<File> {
+    let tty = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(O_NOCTTY | O_NOFOLLOW | O_NONBLOCK)
+        .open(name)?;
+    if !tty.metadata()?.file_type().is_char_device() {
+        let rule = "must be a terminal";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, rule));
+    }
+    // The command's streams wait.
+    fcntl(&tty, FcntlArg::F_SETFL(OFlag::O_RDWR))?;
+    Ok(tty)
+}
+
+/// The error with the file's path.
+fn named(path: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{path}: {error}"))
 }
 
 /// Whether a terminal's line is empty after this byte: it ends a line, or discards it, with the

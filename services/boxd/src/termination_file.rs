@@ -10,11 +10,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::libc::{O_NOCTTY, O_NOFOLLOW, O_NONBLOCK};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -29,12 +30,15 @@ const MAX_BYTES: u64 = 64 * 1024;
 /// The unit of [`std::os::unix::fs::MetadataExt::blocks`].
 const BLOCK: u64 = 512;
 
-/// Opens the file, which exists.
+/// Opens the file, which exists. Never waits, and follows no link.
 ///
 /// # Errors
 /// As `open(2)`.
 pub fn open(path: &Path) -> io::Result<File> {
-    File::options().write(true).open(path)
+    File::options()
+        .write(true)
+        .custom_flags(O_NOFOLLOW | O_NONBLOCK | O_NOCTTY)
+        .open(path)
 }
 
 /// Keeps the file small until `stop`.

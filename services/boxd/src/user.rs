@@ -7,14 +7,12 @@
 //!   file, and lines that cannot be parsed are skipped.
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
-use std::io::Read as _;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use agentbox_contracts::error::{ErrorCode, shortened};
-use nix::libc;
 use nix::unistd::{getegid, geteuid};
+
+use crate::regular_file;
 
 /// The longest part of `/etc/passwd` and of `/etc/group` that is read.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
@@ -264,20 +262,9 @@ fn number(text: &str) -> Option<u32> {
     (id != u32::MAX).then_some(id)
 }
 
-/// The text of a file; empty when it cannot be read. Opening never waits, as for a FIFO.
+/// The text of a file; empty when it cannot be read.
 fn read(path: &str) -> String {
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path);
-    let is_regular = |file: &File| file.metadata().is_ok_and(|metadata| metadata.is_file());
-    let mut bytes = Vec::new();
-    if let Ok(file) = opened
-        && is_regular(&file)
-        && file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).is_err()
-    {
-        bytes.clear();
-    }
+    let bytes = regular_file::read(Path::new(path), MAX_FILE_BYTES).unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 

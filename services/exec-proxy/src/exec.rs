@@ -5,6 +5,8 @@
 //! * I3. When the gateway closes the session, the command's process group is killed at once.
 //! * I4. Memory is bounded by the size of an inline result, whatever the command prints.
 //! * I5. Streamed output is not buffered: a reader that stalls blocks the command.
+//! * I6. The gateway learns at once that a streamed command was started, also if it prints nothing. A
+//!   short exec that is not streamed is answered by one message.
 
 pub mod capture;
 pub mod stdin;
@@ -96,6 +98,10 @@ enum Collector {
 }
 
 impl Collector {
+    const fn is_streamed(&self) -> bool {
+        matches!(self, Self::Streamed { .. })
+    }
+
     /// Adds output; returns the messages to send now.
     fn take(&mut self, stream: OutputStream, bytes: Bytes) -> Vec<FromBox> {
         match self {
@@ -155,13 +161,18 @@ async fn run_to_end(
             },
         };
         match next {
+            Ok(Output::Started) => {
+                if output.is_streamed() && sender.send(FromBox::CommandStarted).await.is_err() {
+                    return End::Kill(None);
+                }
+            }
             Ok(Output::Data(stream, bytes)) => {
                 if send_all(sender, output.take(stream, bytes)).await.is_err() {
                     return End::Kill(None);
                 }
                 // A reader that stalled has delayed what boxd reports.
                 let earliest = Instant::now() + TIMEOUT_MARGIN;
-                if matches!(output, Collector::Streamed { .. }) && overdue.deadline() < earliest {
+                if output.is_streamed() && overdue.deadline() < earliest {
                     overdue.as_mut().reset(earliest);
                 }
             }

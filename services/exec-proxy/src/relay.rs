@@ -168,32 +168,48 @@ async fn forward_inputs<K: Relayed>(
 ) -> Result<(), Error> {
     loop {
         // The gateway sends no last message: it closes the session.
-        let message = receiver
-            .recv()
-            .await?
-            .ok_or_else(|| Error::new(ErrorCode::BoxLost, "closed"))?;
-        let mut rest = Some(message);
-        while let Some(message) = rest {
-            let message = match message {
-                ToBox::Data(mut bytes) => {
-                    let chunk = bytes.split_to(bytes.len().min(MAX_CHUNK));
-                    metrics::bytes_in(K::KIND, chunk.len());
-                    rest = (!bytes.is_empty()).then_some(ToBox::Data(bytes));
-                    ToBox::Data(chunk)
-                }
-                other => {
-                    rest = None;
-                    other
-                }
-            };
-            let Some(input) = K::input(message) else {
-                continue;
-            };
-            if inputs.send(input).await.is_err() {
-                return Ok(());
-            }
+        let message = receiver.recv().await?.ok_or_else(closed)?;
+        if !forward_message(K::KIND, message, inputs, K::input).await {
+            return Ok(());
         }
     }
+}
+
+/// The error of a session that the gateway has closed.
+pub fn closed() -> Error {
+    Error::new(ErrorCode::BoxLost, "closed")
+}
+
+/// Forwards one message of a session of this kind, in pieces that boxd takes, as the inputs that
+/// `to_input` makes of them. Returns whether boxd accepts more.
+pub async fn forward_message<T>(
+    kind: &'static str,
+    message: ToBox,
+    inputs: &mpsc::Sender<T>,
+    to_input: impl Fn(ToBox) -> Option<T>,
+) -> bool {
+    let mut rest = Some(message);
+    while let Some(message) = rest {
+        let message = match message {
+            ToBox::Data(mut bytes) => {
+                let chunk = bytes.split_to(bytes.len().min(MAX_CHUNK));
+                metrics::bytes_in(kind, chunk.len());
+                rest = (!bytes.is_empty()).then_some(ToBox::Data(bytes));
+                ToBox::Data(chunk)
+            }
+            other => {
+                rest = None;
+                other
+            }
+        };
+        let Some(input) = to_input(message) else {
+            continue;
+        };
+        if inputs.send(input).await.is_err() {
+            return false;
+        }
+    }
+    true
 }
 
 /// Forwards outputs of the call into the session.

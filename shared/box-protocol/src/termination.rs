@@ -1,7 +1,7 @@
 //! The termination file: the exit of the main command as JSON. It outlives boxd. A box that ended
 //! without it was lost, or failed to start: boxd's own exit code is not the command's.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::Path;
 
@@ -41,12 +41,15 @@ impl Termination {
     /// # Errors
     /// [`TerminationError::Io`].
     pub fn reserve(path: &Path) -> Result<(), TerminationError> {
+        let mut file = regular_file::open_or_create(path)?;
+        file.set_len(0)?;
         // A file system allocates a whole page or block for the first byte.
-        Ok(fs::write(path, "\n")?)
+        Ok(file.write_all(b"\n")?)
     }
 
     /// Writes the file through a temporary file and a rename; in place when there is no space
-    /// for another file, and when the path is a mount itself (Kubernetes' termination log).
+    /// for another file, and when the path is a mount itself (Kubernetes' termination log). Links, FIFOs
+    /// and devices that the box has put into the place of either file are not written to.
     ///
     /// # Errors
     /// [`TerminationError::Io`].
@@ -55,17 +58,12 @@ impl Termination {
         bounded.message = self.message.chars().take(MAX_MESSAGE_CHARS).collect();
         let json = serde_json::to_vec(&bounded).map_err(TerminationError::Malformed)?;
         let temporary = path.with_extension("new");
-        let replaced = fs::write(&temporary, &json).and_then(|()| fs::rename(&temporary, path));
+        let replaced = write_new(&temporary, &json).and_then(|()| fs::rename(&temporary, path));
         if replaced.is_err() {
             // Removes the temporary file; best effort.
             let _ = fs::remove_file(&temporary);
             // Without truncating it first, which would release its space.
-            let mut options = fs::OpenOptions::new();
-            let mut file = options
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(path)?;
+            let mut file = regular_file::open_or_create(path)?;
             file.write_all(&json)?;
             file.set_len(json.len() as u64)?;
         }
@@ -94,6 +92,16 @@ impl Termination {
     }
 }
 
+/// Writes a new file; an existing one of the same name is removed.
+fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = File::options().write(true).create_new(true).open(path)?;
+    file.write_all(content)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,6 +128,26 @@ mod tests {
         sample().write(&path).unwrap();
         assert_eq!(Termination::read(&path).unwrap(), Some(sample()));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn fifos_and_links_in_place_of_the_files_are_replaced_or_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let termination = path("termination");
+        fs::write(path("victim"), "precious").unwrap();
+        std::os::unix::fs::symlink("victim", path("termination.new")).unwrap();
+        nix::unistd::mkfifo(&termination, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(Termination::reserve(&termination).is_err());
+        sample().write(&termination).unwrap();
+        assert_eq!(Termination::read(&termination).unwrap(), Some(sample()));
+        assert_eq!(fs::read(path("victim")).unwrap(), b"precious");
+        // Nothing can replace it.
+        fs::remove_file(&termination).unwrap();
+        fs::create_dir(path("termination.new")).unwrap();
+        std::os::unix::fs::symlink("victim", &termination).unwrap();
+        assert!(sample().write(&termination).is_err());
+        assert_eq!(fs::read(path("victim")).unwrap(), b"precious");
     }
 
     #[test]

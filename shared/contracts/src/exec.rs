@@ -67,7 +67,8 @@ pub struct ExecRequest {
     pub user: Option<String>,
     /// Stderr is written to stdout's pipe.
     pub merge_stderr: bool,
-    /// All output is sent as it comes, without a limit, and [`FromBox::Exit`] ends the session.
+    /// [`FromBox::CommandStarted`] is sent first, then all output as it comes, without a limit, and
+    /// [`FromBox::Exit`] ends the session.
     pub stream: bool,
     /// All of stdin. When it is too long for this message it is absent, `stdin_follows` is
     /// set, and [`ToBox::Data`] and [`ToBox::End`] messages carry it.

@@ -46,7 +46,8 @@ pub mod port_output {
         /// At most [`crate::exec::MAX_CHUNK`] bytes.
         #[prost(bytes = "bytes", tag = "2")]
         Data(bytes::Bytes),
-        /// The process in the box sends no more; the last output.
+        /// The process in the box sends no more; the caller may. The last output of the call. The
+        /// exec-proxy repeats it as the last message of the session, when both have ended.
         #[prost(message, tag = "3")]
         End(()),
     }

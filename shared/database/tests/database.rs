@@ -29,6 +29,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 const SCHEMA: &str = "test";
+/// The deadline for what a replica does within some seconds.
+const SOON: Duration = Duration::from_secs(10);
 
 /// A migration: its name and its SQL.
 struct Sql(&'static str, &'static str);
@@ -113,6 +115,12 @@ fn replica(database: &DatabaseConnection) -> Leases {
     Leases::new(database.clone(), InstanceId::random())
 }
 
+/// The number of leases that `holder` has.
+async fn leases_of(database: &DatabaseConnection, holder: &InstanceId) -> u64 {
+    let holder = holder.as_str();
+    count(database, &format!("leases WHERE holder = '{holder}'")).await
+}
+
 /// A replica that counts how often it became the leader and whether it is one now.
 struct Candidate {
     started: Arc<AtomicUsize>,
@@ -184,31 +192,26 @@ async fn failed_migration_leaves_the_schema_unchanged() {
 #[tokio::test]
 async fn second_candidate_leads_after_the_shutdown_of_the_first() {
     let database = database().await;
-    let first = Candidate::start(replica(&database));
-    eventually("the first leads", Duration::from_secs(5), async || {
-        first.leads()
-    })
-    .await;
+    let holder = InstanceId::random();
+    let first = Candidate::start(Leases::new(database.clone(), holder.clone()));
+    eventually("the first leads", SOON, async || first.leads()).await;
     let second = Candidate::start(replica(&database));
     // The second candidate tries to acquire the lease as often as the first renews it.
     for _ in 0..3 {
         let expiry = expiry(&database).await;
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while self::expiry(&database).await == expiry {
-            assert!(Instant::now() < deadline, "the first does not renew");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        eventually("the first renews", SOON, async || {
+            self::expiry(&database).await != expiry
+        })
+        .await;
     }
     assert!(first.leads());
     assert_eq!(second.started.load(Ordering::SeqCst), 0);
     assert_eq!(first.started.load(Ordering::SeqCst), 1);
 
     first.stop().await;
-    // Sooner than the lease of four seconds would expire.
-    eventually("the second leads", Duration::from_secs(3), async || {
-        second.leads()
-    })
-    .await;
+    // The second need not wait until the lease expires.
+    assert_eq!(leases_of(&database, &holder).await, 0);
+    eventually("the second leads", SOON, async || second.leads()).await;
     second.stop().await;
     assert_eq!(count(&database, "leases").await, 0);
 }
@@ -217,17 +220,11 @@ async fn second_candidate_leads_after_the_shutdown_of_the_first() {
 async fn lease_of_a_killed_leader_passes_on_when_it_expires() {
     let database = database().await;
     let first = Candidate::start(replica(&database));
-    eventually("the first leads", Duration::from_secs(5), async || {
-        first.leads()
-    })
-    .await;
+    eventually("the first leads", SOON, async || first.leads()).await;
     let second = Candidate::start(replica(&database));
     first.task.abort();
     let killed = Instant::now();
-    eventually("the second leads", Duration::from_secs(10), async || {
-        second.leads()
-    })
-    .await;
+    eventually("the second leads", SOON, async || second.leads()).await;
     // A lease was valid for at least three seconds when its holder renewed it every second.
     assert!(killed.elapsed() > Duration::from_secs(1), "{killed:?}");
     second.stop().await;
@@ -237,25 +234,16 @@ async fn lease_of_a_killed_leader_passes_on_when_it_expires() {
 async fn leader_that_loses_its_lease_stops_its_work() {
     let database = database().await;
     let candidate = Candidate::start(replica(&database));
-    eventually("it leads", Duration::from_secs(5), async || {
-        candidate.leads()
-    })
-    .await;
+    eventually("it leads", SOON, async || candidate.leads()).await;
     let other = "UPDATE leases SET holder = 'another', expires_at = now() + interval '1 hour'";
     database.execute_unprepared(other).await.unwrap();
-    eventually("it stops", Duration::from_secs(5), async || {
-        !candidate.leads()
-    })
-    .await;
+    eventually("it stops", SOON, async || !candidate.leads()).await;
 
     database
         .execute_unprepared("UPDATE leases SET expires_at = now()")
         .await
         .unwrap();
-    eventually("it leads again", Duration::from_secs(5), async || {
-        candidate.leads()
-    })
-    .await;
+    eventually("it leads again", SOON, async || candidate.leads()).await;
     assert_eq!(candidate.started.load(Ordering::SeqCst), 2);
     candidate.stop().await;
 }

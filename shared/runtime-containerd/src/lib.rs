@@ -24,7 +24,8 @@
 //! * [`image_access`] keeps the images of private repositories from others, and [`image_gc`] removes
 //!   images of which [`pulled_images`] has a record.
 //! * [`routes`] changes a box's own network, in its [`namespace`].
-//! * [`observe`], [`ensure`], [`claim`], [`policy_change`], [`ending`], [`storage`], [`repair`] and [`watch`] act.
+//! * [`observe`], [`ensure`], [`claim`], [`policy_change`], [`ending`], [`storage`], [`repair`],
+//!   [`maintenance`] and [`watch`] act.
 //! * [`driver`] implements the traits.
 //!
 //! Limits: `docs/limits.md`; network: `docs/network.md`.
@@ -52,6 +53,7 @@ mod image_files;
 mod image_gc;
 mod isolation;
 mod labels;
+mod maintenance;
 mod memory;
 mod metrics;
 mod mountinfo;

@@ -1,12 +1,11 @@
 //! The stream of changes for the scheduler.
 //!
-//! The stream works while it is polled and owns no task: dropping it ends it. It wakes on
-//! containerd's events and every [`POLL`], and compares the boxes with those of the last poll.
-//! Between polls it evicts boxes over their storage limit, removes images, and restores lost firewall
-//! rules.
+//! The stream works while it is polled: it wakes on containerd's events and every [`POLL`], and compares
+//! the boxes with those of the last poll. It owns the task of the checks of all boxes ([`Maintenance`]),
+//! which also works between polls: dropping the stream ends both.
 //!
-//! * I1. Only containerd ends the stream, when it does not answer. An error of a check is logged, and
-//!   the next check tries again.
+//! * I1. Only containerd ends the stream, when it does not answer.
+//! * I2. The stream holds no lock: its reader may stop polling it at any point.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -14,17 +13,14 @@ use std::time::{Duration, SystemTime};
 
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
-use agentbox_runtime::{Change, ChangeStream, Retries, RuntimeError};
+use agentbox_runtime::{Change, ChangeStream, RuntimeError};
 use futures::{StreamExt as _, stream};
 use tokio::time::Instant;
 
-use crate::box_state::BoxLock;
 use crate::context::Context;
 use crate::events::{self, TaskEvents};
-use crate::image_gc::{self, ImageCollection};
+use crate::maintenance::Maintenance;
 use crate::observe::Objects;
-use crate::repair;
-use crate::storage::{self, StorageUsage};
 
 /// The pause between two polls without events.
 const POLL_WITHOUT_EVENTS: Duration = Duration::from_millis(200);
@@ -50,12 +46,6 @@ struct Watch {
     next_poll: Instant,
     /// The pause after the next poll.
     pause: Duration,
-    next_storage: Instant,
-    next_repair: Instant,
-    repairs: Retries,
-    next_images: Instant,
-    storage_usage: StorageUsage,
-    image_collection: ImageCollection,
 }
 
 /// # Errors
@@ -63,31 +53,32 @@ struct Watch {
 pub async fn watch(context: Arc<Context>) -> Result<ChangeStream, RuntimeError> {
     let events = Some(events::subscribe(&context.cri));
     let before = fingerprints(&context).await?;
-    let now = Instant::now();
+    let maintenance = Maintenance::start(context.clone());
     let watch = Watch {
         context,
         before,
         events,
         events_work: false,
         ready: VecDeque::from([Change { id: None }]),
-        next_poll: now,
+        next_poll: Instant::now(),
         pause: POLL_WITHOUT_EVENTS,
-        next_storage: now,
-        next_repair: now,
-        repairs: Retries::default(),
-        next_images: now,
-        storage_usage: StorageUsage::default(),
-        image_collection: ImageCollection::default(),
     };
-    Ok(Box::pin(stream::unfold(watch, |mut watch| async {
-        match watch.next().await {
-            Ok(change) => Some((change, watch)),
-            Err(error) => {
-                tracing::info!(error = %ErrorChain(&error), "the watch of containerd ended");
-                None
+    Ok(Box::pin(stream::unfold(
+        (watch, maintenance),
+        |(mut watch, mut maintenance)| async move {
+            let change = tokio::select! {
+                change = watch.next() => change,
+                error = maintenance.ended() => Err(error),
+            };
+            match change {
+                Ok(change) => Some((change, (watch, maintenance))),
+                Err(error) => {
+                    tracing::info!(error = %ErrorChain(&error), "the watch of containerd ended");
+                    None
+                }
             }
-        }
-    })))
+        },
+    )))
 }
 
 impl Watch {
@@ -97,12 +88,7 @@ impl Watch {
                 return Ok(change);
             }
             self.wait().await;
-            let now = Instant::now();
-            if now >= self.next_storage {
-                self.maintain().await;
-                self.next_storage = Instant::now() + storage::INTERVAL;
-            }
-            if now >= self.next_poll {
+            if Instant::now() >= self.next_poll {
                 let after = fingerprints(&self.context).await?;
                 let changed = changed(&self.before, &after);
                 self.ready
@@ -114,65 +100,11 @@ impl Watch {
         }
     }
 
-    /// Checks storage, removes images and repairs the firewall, if this replica holds the lead.
-    async fn maintain(&mut self) {
-        let lead = match self.context.states.try_lead() {
-            Ok(Some(lead)) => lead,
-            Ok(None) => return self.storage_usage.clear(),
-            Err(error) => {
-                return tracing::error!(
-                    error = %ErrorChain(&error),
-                    "could not lock the checks of storage, images and firewall rules"
-                );
-            }
-        };
-        self.check_storage(&lead).await;
-        if Instant::now() >= self.next_images {
-            let pause = self.collect_images(&lead).await;
-            self.next_images = Instant::now() + pause;
-        }
-        if Instant::now() >= self.next_repair {
-            self.repair_firewall(&lead).await;
-            self.next_repair = Instant::now() + repair::INTERVAL;
-        }
-    }
-
-    async fn check_storage(&mut self, lead: &BoxLock) {
-        let usage = &mut self.storage_usage;
-        if let Err(error) = self.context.check_storage(lead, usage).await {
-            tracing::error!(error = %ErrorChain(&error), "could not check the storage of boxes");
-        }
-    }
-
-    /// Returns the pause before the next collection.
-    async fn collect_images(&mut self, lead: &BoxLock) -> Duration {
-        let collection = &mut self.image_collection;
-        match self.context.collect_images(lead, collection).await {
-            Ok(true) => image_gc::SHORT_INTERVAL,
-            Ok(false) => image_gc::INTERVAL,
-            Err(error) => {
-                tracing::error!(error = %ErrorChain(&error), "could not remove unused images");
-                image_gc::INTERVAL
-            }
-        }
-    }
-
-    async fn repair_firewall(&mut self, lead: &BoxLock) {
-        let retries = &mut self.repairs;
-        if let Err(error) = self.context.repair_firewall(lead, retries).await {
-            tracing::error!(
-                error = %ErrorChain(&error),
-                "could not compare the boxes with the firewall rules"
-            );
-        }
-    }
-
     async fn wait(&mut self) {
-        let until = self.next_poll.min(self.next_storage);
         let Some(events) = &mut self.events else {
-            return tokio::time::sleep_until(until).await;
+            return tokio::time::sleep_until(self.next_poll).await;
         };
-        match tokio::time::timeout_at(until, events.next()).await {
+        match tokio::time::timeout_at(self.next_poll, events.next()).await {
             Ok(Some(())) => {
                 self.events_work = true;
                 self.next_poll = self.next_poll.min(Instant::now() + SETTLE);

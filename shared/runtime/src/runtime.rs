@@ -95,7 +95,8 @@ pub trait Runtime: Send + Sync + 'static {
     async fn list(&self) -> Result<Vec<Observed>, RuntimeError>;
 
     /// Streams changes from now on. Ends when the connection to the cluster is lost; the caller calls
-    /// again. The first item is always `Change { id: None }`.
+    /// again. The first item is always `Change { id: None }`. The caller may handle a change before it
+    /// polls again: the stream holds nothing meanwhile that another call waits for.
     async fn watch(&self) -> Result<ChangeStream, RuntimeError>;
 
     async fn capacity(&self) -> Result<Capacity, RuntimeError>;

@@ -18,6 +18,7 @@ mod log_format;
 mod metrics;
 mod panics;
 mod readiness;
+pub mod shares;
 mod tasks;
 mod telemetry;
 

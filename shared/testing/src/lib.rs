@@ -58,4 +58,4 @@ pub use paths::{bin_dir, boxd};
 pub use plan::Components;
 pub use process_identity::ProcessIdentity;
 pub use system::{Admin, Options, System, check_ready};
-pub use wait::{assert_fastest_below, eventually, eventually_some, pause};
+pub use wait::{assert_fastest_below, eventually, eventually_some, pause, repeat_until_below};

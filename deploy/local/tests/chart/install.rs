@@ -1,23 +1,20 @@
 //! The whole life of a release: installation, the workflow of the API's user guide, restarts under
 //! load, an upgrade and the removal.
 
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::json;
-use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, NAMESPACE, RELEASE, SERVICES};
+use crate::guide::run_workflow;
 use crate::helm::chart;
 use crate::load::{Client, Load, Tally};
 use crate::{admission, external, follow, manifests, network, rbac};
 
-/// The script of the user guide.
-const GUIDE: &str = include_str!("../instance/workflow.sh");
 /// Including `pip install`.
 const GUIDE_DEADLINE: Duration = Duration::from_secs(300);
 /// A line every 100 ms.
@@ -36,7 +33,7 @@ async fn chart_runs_the_guide_and_restarts_without_a_failed_request() {
     let (url, password) = (cluster.url().await, cluster.password().await);
     let client = Client::login(&url, &password, true).await;
     let begun = Instant::now();
-    run_the_guide(&url, client.token()).await;
+    run_workflow(&url, client.token(), GUIDE_DEADLINE).await;
     println!("the guide's workflow took {:.1?}", begun.elapsed());
     use_every_right(&client).await;
     remove_first_password(&cluster).await;
@@ -67,35 +64,6 @@ async fn install(cluster: &Cluster, words: &[&str]) {
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         panic!("helm {all:?}: {stderr}\n{}", cluster.report().await);
-    }
-}
-
-async fn run_the_guide(url: &str, token: &str) {
-    let script = GUIDE
-        .replace("https://your-server/api/v1", &format!("{url}/api/v1"))
-        .replace("your-jwt-token", token);
-    assert!(
-        !script.contains("your-"),
-        "the server and the token are filled in"
-    );
-    let run = Command::new("bash")
-        .args(["-c", &script])
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output();
-    let output = tokio::time::timeout(GUIDE_DEADLINE, run).await;
-    let output = output.unwrap().unwrap();
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    for expected in [
-        "Environment is running!",
-        "NumPy version: ",
-        "Array mean: 3.0",
-        "Done!",
-    ] {
-        assert!(
-            stdout.contains(expected),
-            "{expected} is missing in:\n{stdout}"
-        );
     }
 }
 

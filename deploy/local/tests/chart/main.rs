@@ -12,6 +12,8 @@ mod admission;
 mod cluster;
 mod external;
 mod follow;
+#[path = "../instance/guide.rs"]
+mod guide;
 mod helm;
 mod install;
 mod load;

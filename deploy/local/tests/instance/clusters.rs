@@ -4,13 +4,13 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use agentbox_testing::{Components, KubernetesEndpoint, Options, System};
+use agentbox_testing::{Components, KubernetesEndpoint, Options, System, eventually};
 use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::api::{Api, small};
-use crate::host::{leftovers, tool};
+use crate::host::{leftovers_of_ended, tool};
 use crate::kills::status;
 use crate::kubernetes::leftovers as kubernetes_leftovers;
 
@@ -31,7 +31,7 @@ async fn stop(system: System) {
     let containerd = system.containerd.clone().unwrap();
     let kubernetes = system.kubernetes.clone().unwrap();
     system.stop().await;
-    assert_eq!(leftovers(&containerd), Vec::<String>::new());
+    assert_eq!(leftovers_of_ended(&containerd), Vec::<String>::new());
     assert_eq!(kubernetes_leftovers(&kubernetes), Vec::<String>::new());
 }
 
@@ -127,11 +127,12 @@ async fn boxes_are_placed_by_node_selector_and_on_both_clusters_without_one() {
         let id = environment["id"].as_str().unwrap().to_owned();
         let result = api.exec(&id, "echo kept > /file; cat /file").await;
         assert_eq!(result["stdout"], "kept\n", "{result}");
-        let (_, logs) = api
-            .once(Method::GET, &format!("/environments/{id}/logs"), None)
-            .await;
-        let line = &logs["logs"][0]["message"];
-        assert_eq!(*line, format!("output on {cluster}"), "{logs}");
+        let path = format!("/environments/{id}/logs");
+        eventually("its output is kept", DEADLINE, async || {
+            let (_, logs) = api.once(Method::GET, &path, None).await;
+            logs["logs"][0]["message"] == format!("output on {cluster}")
+        })
+        .await;
         ids.push(id);
     }
     // Only one of the two runs an image's own command. Busybox's is a shell, which ends without input.

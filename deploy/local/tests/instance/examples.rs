@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use agentbox_testing::{Options, System};
+use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -14,6 +15,8 @@ use crate::api::Api;
 /// The guide's examples, each below `### <name>`. `follow` comes after `delete`,
 /// so that its stream ends.
 const EXAMPLES: &str = include_str!("examples.sh");
+/// Gives a box an index of packages of its own.
+const PACKAGES: &str = include_str!("packages.py");
 const DEADLINE: Duration = Duration::from_secs(150);
 
 /// The examples, with values for the guide's placeholders.
@@ -103,6 +106,14 @@ async fn every_curl_example_of_the_guide_runs_as_written() {
 
     assert_eq!(guide.stdout("exec").await, "Hello, World!\n");
     assert!(guide.stdout("exec a shell script").await.contains("/bin"));
+    let packages = json!({ "command": ["python", "-c", PACKAGES] });
+    let path = format!("/environments/{id}/exec");
+    let (status, made) = api.once(Method::POST, &path, Some(packages)).await;
+    assert_eq!(
+        (status, &made["exit_code"]),
+        (200, &json!(0)),
+        "the index: {made}"
+    );
     assert!(guide.stdout("exec an installation").await.contains("\n2."));
     assert_eq!(guide.stdout("write a file").await, "");
     assert!(

@@ -22,13 +22,7 @@ async fn guide_workflow_runs_on_an_existing_kubernetes() {
     };
     let options = Options::components(services).on(existing).replicas(2);
     let system = System::start(options).await.unwrap();
-    let output = crate::workflow::run_script(&system, &Api::of(&system).await.token).await;
-    for expected in ["Environment is running!", "Array mean: 3.0", "Done!"] {
-        assert!(
-            output.contains(expected),
-            "{expected} is missing in:\n{output}"
-        );
-    }
+    crate::workflow::run_script(&system, &Api::of(&system).await.token).await;
     system.stop().await;
     theirs.system.stop().await;
 }

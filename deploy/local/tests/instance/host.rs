@@ -52,6 +52,8 @@ impl Supervised {
             .arg("--dir")
             .arg(directory)
             .args(["supervise", "--until-stdin-ends"])
+            // Nothing is asked of, or pulled from, a registry outside.
+            .env("AGENTBOX_IMAGES", "build")
             .stdin(test_program.stdout.take().unwrap());
         if let Some(cache) = cache {
             command.env("XDG_CACHE_HOME", cache);
@@ -210,6 +212,22 @@ pub fn leftovers(containerd: &ContainerdEndpoint) -> Vec<String> {
         }
     }
     found
+}
+
+/// Everything of an ended instance that exists on this machine. The next test that takes its slot
+/// uses the same names: then the list is empty, because nothing can be told apart.
+pub fn leftovers_of_ended(containerd: &ContainerdEndpoint) -> Vec<String> {
+    let slot = containerd.state_dir.parent().unwrap().join("lock");
+    let Ok(slot) = std::fs::File::open(slot) else {
+        // An instance with a name has no slot.
+        return leftovers(containerd);
+    };
+    // Locked during the search.
+    if slot.try_lock().is_ok() {
+        leftovers(containerd)
+    } else {
+        Vec::new()
+    }
 }
 
 /// The groups of the deployment and of those that share its containerd, in every hierarchy.

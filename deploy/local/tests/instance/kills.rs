@@ -10,7 +10,7 @@ use futures::future::join_all;
 use serde_json::Value;
 
 use crate::api::Api;
-use crate::host::{leftover_boxes, leftovers};
+use crate::host::{leftover_boxes, leftovers_of_ended};
 
 const CLIENTS: usize = 4;
 const RESTART_DEADLINE: Duration = Duration::from_secs(30);
@@ -174,7 +174,7 @@ async fn killed_services_under_load_lose_and_duplicate_no_environment() {
         .count();
     assert_eq!(killed, 8, "{report}");
     system.stop().await;
-    assert_eq!(leftovers(&containerd), Vec::<String>::new());
+    assert_eq!(leftovers_of_ended(&containerd), Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -210,7 +210,7 @@ async fn killed_store_or_containerd_recovers_while_boxes_keep_running() {
     let containerd = system.containerd.clone().unwrap();
     assert_eq!(leftover_boxes(&containerd).await, Vec::<String>::new());
     system.stop().await;
-    assert_eq!(leftovers(&containerd), Vec::<String>::new());
+    assert_eq!(leftovers_of_ended(&containerd), Vec::<String>::new());
 }
 
 async fn create_use_delete(api: &Api, name: &str) {

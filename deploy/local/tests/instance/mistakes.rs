@@ -14,6 +14,7 @@ fn up(wrapper: &[&str], directory: &Path, port: u16) -> String {
     let output = Command::new(words.next().unwrap())
         .args(words)
         .env("AGENTBOX_DIR", directory)
+        .env("AGENTBOX_IMAGES", "build")
         .env("AGENTBOX_PORT", port.to_string())
         .env("AGENTBOX_BIN_DIR", agentbox_testing::bin_dir())
         .env("AGENTBOX_BOXD", agentbox_testing::boxd())

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use agentbox_testing::{Options, ProcessIdentity, System, TestContainerd};
 
 use crate::api::Api;
-use crate::host::{Supervised, leftover_boxes, leftovers, processes_in_boxes};
+use crate::host::{Supervised, leftover_boxes, leftovers, leftovers_of_ended, processes_in_boxes};
 use crate::kubernetes::leftovers as kubernetes_leftovers;
 use crate::pod::Pod;
 
@@ -29,10 +29,11 @@ async fn stopped_instance_leaves_nothing() {
         !leftovers(&endpoint).is_empty(),
         "the search finds nothing of a running instance"
     );
-    assert!(!processes_in_boxes(&endpoint).is_empty());
+    let in_boxes = processes_in_boxes(&endpoint);
+    assert!(!in_boxes.is_empty());
     containerd.system.stop().await;
-    assert_eq!(leftovers(&endpoint), Vec::<String>::new());
-    assert_eq!(processes_in_boxes(&endpoint), []);
+    assert_eq!(leftovers_of_ended(&endpoint), Vec::<String>::new());
+    assert!(in_boxes.iter().all(|process| !process.is_alive()));
 }
 
 #[tokio::test]
@@ -40,12 +41,12 @@ async fn killed_test_program_leaves_nothing() {
     let dir = directory();
     let mut supervised = Supervised::start(dir.path(), None);
     let endpoint = supervised.containerd();
-    let processes = supervised.processes();
     Pod::start(&endpoint, "busybox").await;
+    let mut processes = supervised.processes();
+    processes.extend(processes_in_boxes(&endpoint));
     supervised.test_program.kill().unwrap();
     supervised.wait();
-    assert_eq!(leftovers(&endpoint), Vec::<String>::new());
-    assert_eq!(processes_in_boxes(&endpoint), []);
+    assert_eq!(leftovers_of_ended(&endpoint), Vec::<String>::new());
     assert!(processes.iter().all(|process| !process.is_alive()));
     assert!(!dir.path().join("postgres").exists());
 }
@@ -188,9 +189,10 @@ async fn stopped_system_with_boxes_leaves_nothing() {
             "the search finds no {kind}: {before:?}"
         );
     }
+    let in_boxes = processes_in_boxes(&endpoint);
     system.stop().await;
-    assert_eq!(leftovers(&endpoint), Vec::<String>::new());
-    assert_eq!(processes_in_boxes(&endpoint), []);
+    assert_eq!(leftovers_of_ended(&endpoint), Vec::<String>::new());
+    assert!(in_boxes.iter().all(|process| !process.is_alive()));
     assert!(!directory.exists());
 }
 

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
-use agentbox_testing::{Options, System};
+use agentbox_testing::{Options, System, eventually};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -126,10 +126,14 @@ async fn trace_of_a_request_includes_postgres_and_the_box() {
 
     assert_eq!(collector.key(), "collectors-own-key");
     check_spans(&collector.spans(), &id, &unsampled, &secrets);
-    let logs = Logs::of(&system);
-    logs.check(&secrets);
-    logs.assert_line_in_trace(&create.trace, "scheduler");
-    logs.assert_line_in_trace(&run.trace, "exec-proxy");
+    for (request, service) in [(&create, "scheduler"), (&run, "exec-proxy")] {
+        let expected = format!("{service} logs a line in {}", request.trace);
+        eventually(&expected, DEADLINE, async || {
+            Logs::of(&system).has_line_in_trace(&request.trace, service)
+        })
+        .await;
+    }
+    Logs::of(&system).check(&secrets);
     system.stop().await;
 }
 
@@ -283,14 +287,21 @@ async fn hanging_collector_slows_no_request_and_is_logged_once() {
         assert!(Instant::now() < deadline, "dropped spans are not counted");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let logs = Logs::of(&system);
-    let collector_lines = logs.lines().filter(|(name, line)| {
-        let text = line.to_string();
-        name.starts_with("api-gateway")
-            && (text.contains("collector") || text.contains("BatchSpan"))
-    });
-    let collector_lines: Vec<_> = collector_lines.collect();
-    assert_eq!(collector_lines.len(), 1, "{collector_lines:?}");
+    let collector_lines = || {
+        let logs = Logs::of(&system);
+        let lines = logs.lines().filter(|(name, line)| {
+            let text = line.to_string();
+            name.starts_with("api-gateway")
+                && (text.contains("collector") || text.contains("BatchSpan"))
+        });
+        lines.map(|(_, line)| line).collect::<Vec<_>>()
+    };
+    eventually("the failure is logged", DEADLINE, async || {
+        !collector_lines().is_empty()
+    })
+    .await;
+    let lines = collector_lines();
+    assert_eq!(lines.len(), 1, "{lines:?}");
     system.stop().await;
     drop(hanging);
 }

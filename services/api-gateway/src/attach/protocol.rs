@@ -37,7 +37,7 @@ pub(crate) fn signal_name(signal: String) -> Result<String, Error> {
 ///
 /// # Errors
 /// When it is not a valid message. The client receives the error; nothing reaches the box.
-pub(super) fn to_box(text: &str) -> Result<Vec<ToBox>, Error> {
+pub(crate) fn to_box(text: &str) -> Result<Vec<ToBox>, Error> {
     Ok(match client_message::parse(text)? {
         ClientMessage::Stdin { data } => stdin_messages(data.into()),
         ClientMessage::Resize { cols, rows } => vec![ToBox::Resize(size(cols, rows)?)],

@@ -22,10 +22,11 @@ use super::close::Close;
 use super::end::End;
 use super::protocol::{Output, exit, exit_of, frame, start_failure, to_box};
 use crate::box_loss;
+use crate::box_session::BoxSession;
 use crate::edge::slots::Slot;
 use crate::exec::stdin_messages;
 use crate::executions::control;
-use crate::executions::session::{self, ExecutionSession};
+use crate::executions::session;
 use crate::lookup::EnvironmentLocation;
 use crate::metrics::OpenStream;
 use crate::state::{Gateway, OpenSession};
@@ -45,7 +46,7 @@ type Source = SplitStream<WebSocket>;
 pub(super) struct Terminal {
     pub gateway: Gateway,
     pub location: EnvironmentLocation,
-    pub session: ExecutionSession,
+    pub session: BoxSession,
     pub attached: Attached,
     pub access: AccessWatch,
     pub is_binary: bool,

@@ -8,8 +8,13 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use agentbox_contracts::audit::client_network;
-use axum::http::{Extensions, HeaderMap};
+use axum::http::{Extensions, HeaderMap, HeaderName};
 use ipnet::IpNet;
+
+use super::list_header::elements;
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not an address or a CIDR such as 10.0.0.0/8")]
@@ -41,13 +46,7 @@ impl ClientAddress {
     /// The peer's address, unless the peer is a trusted proxy that forwards another.
     pub(crate) fn find(peer: SocketAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Self {
         let mut client = Self::of_peer(peer);
-        let hops: Vec<&str> = headers
-            .get_all("x-forwarded-for")
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .map(str::trim)
-            .collect();
+        let hops: Vec<&str> = elements(headers, &FORWARDED_FOR).collect();
         for hop in hops.iter().rev() {
             if !client.is_in(trusted) {
                 break;
@@ -80,12 +79,8 @@ pub(crate) struct OverTls;
 
 impl OverTls {
     pub(crate) fn find(peer: SocketAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Option<Self> {
-        let is_https = headers
-            .get_all("x-forwarded-proto")
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .any(|protocol| protocol.trim().eq_ignore_ascii_case("https"));
+        let is_https = elements(headers, &FORWARDED_PROTO)
+            .any(|protocol| protocol.eq_ignore_ascii_case("https"));
         (is_https && ClientAddress::of_peer(peer).is_in(trusted)).then_some(Self)
     }
 }

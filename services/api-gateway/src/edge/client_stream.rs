@@ -5,7 +5,8 @@
 //!   that answer. Every other answer has a trace id, by which the stream distinguishes them.
 //! * I2. A connection is closed in stages (RFC 9112, section 9.6). If the client still sends when the
 //!   connection is closed, the kernel resets it, and the client may lose the last answer. So what
-//!   the client sends after the last answer is read and dropped, at most for [`LINGER`].
+//!   the client sends after the last answer is read and dropped, at most for [`LINGER`]. After a change
+//!   of the protocol only the output is ended: its user still reads the input.
 //! * I3. When the connection's time is over and a part of a head has arrived, the client gets 408.
 //! * I4. A write that waits for the client for longer than the write timeout ends the connection.
 
@@ -282,6 +283,9 @@ impl AsyncWrite for ClientStream {
         let this = self.get_mut();
         if this.linger.is_none() {
             ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+        }
+        if this.activity.is_upgraded() {
+            return Poll::Ready(Ok(()));
         }
         let linger = this
             .linger

@@ -3,17 +3,24 @@
 //! * I1. Without configured origins no answer has a CORS header, so browsers refuse such requests.
 //! * I2. Browsers send the handshake of a WebSocket without asking first, and pages of any origin could
 //!   read what it carries. So the gateway itself refuses one of another origin.
-//! * I3. A page sends its token in a header that it sets itself; no cookie is a credential. So an allowed
+//! * I3. Only a preflight is answered here. It has no credential, so it cannot be authorized. Every other
+//!   OPTIONS request reaches its route: a server in a box answers it itself.
+//! * I4. A page sends its token in a header that it sets itself; no cookie is a credential. So an allowed
 //!   origin gives a page no right that it does not have by its token.
 
 use std::time::Duration;
 
 use agentbox_contracts::error::{Error, ErrorCode, shortened};
+use axum::extract::{Request, State};
 use axum::http::header::{
-    ACCEPT_RANGES, ALLOW, AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_RANGE, CONTENT_TYPE, ETAG,
-    HOST, IF_MATCH, IF_NONE_MATCH, IF_RANGE, ORIGIN, RANGE, RETRY_AFTER, WWW_AUTHENTICATE,
+    ACCEPT_RANGES, ACCESS_CONTROL_REQUEST_METHOD, ALLOW, AUTHORIZATION, CONTENT_DISPOSITION,
+    CONTENT_RANGE, CONTENT_TYPE, ETAG, HOST, IF_MATCH, IF_NONE_MATCH, IF_RANGE, ORIGIN, RANGE,
+    RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
+use axum::middleware::Next;
+use axum::response::Response;
+use tower::{Layer as _, ServiceExt as _};
 use tower_http::cors::CorsLayer;
 
 use super::trace::TRACE_ID;
@@ -67,8 +74,28 @@ pub(crate) fn check_origin(headers: &HeaderMap, origins: &[HeaderValue]) -> Resu
     Ok(())
 }
 
-/// Answers preflight requests, and adds the CORS headers to the answers for `origins`.
-pub(crate) fn layer(origins: &[HeaderValue]) -> CorsLayer {
+/// Whether an OPTIONS request is a browser's question before a page's request (Fetch, "CORS-preflight
+/// request").
+fn is_preflight(headers: &HeaderMap) -> bool {
+    headers.contains_key(ORIGIN) && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+/// Answers preflight requests, and adds the CORS headers of `rules` to the other answers.
+pub(crate) async fn apply(
+    State(rules): State<CorsLayer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if request.method() == Method::OPTIONS && !is_preflight(request.headers()) {
+        // The layer takes every OPTIONS request for a preflight.
+        return next.run(request).await;
+    }
+    let answer = rules.layer(next).oneshot(request).await;
+    answer.unwrap_or_else(|never| match never {})
+}
+
+/// What pages of `origins` may send and read.
+pub(crate) fn rules(origins: &[HeaderValue]) -> CorsLayer {
     CorsLayer::new()
         .allow_origin(origins.to_vec())
         .allow_methods([
@@ -132,6 +159,22 @@ mod tests {
         ] {
             let error = origin(text).unwrap_err();
             assert!(error.to_string().ends_with(&format!("is `{text}`")));
+        }
+    }
+
+    #[test]
+    fn preflight_names_its_origin_and_the_method_that_it_asks_for() {
+        for (names, expected) in [
+            (&["origin", "access-control-request-method"][..], true),
+            (&["origin"], false),
+            (&["access-control-request-method"], false),
+            (&[], false),
+        ] {
+            let mut headers = HeaderMap::new();
+            for name in names {
+                headers.insert(*name, HeaderValue::from_static("x"));
+            }
+            assert_eq!(is_preflight(&headers), expected, "{names:?}");
         }
     }
 

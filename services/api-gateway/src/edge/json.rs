@@ -98,7 +98,7 @@ async fn collect(
             if let Some(share) = share.as_mut() {
                 share
                     .grow(data.len() as u64)
-                    .map_err(|exceeded| exceeded.unavailable(&BODIES))?;
+                    .map_err(|exceeded| BODIES.unavailable(exceeded))?;
             }
             bytes.extend_from_slice(data);
         }
@@ -209,7 +209,7 @@ async fn read_body<T: DeserializeOwned>(
     check_head(request.headers(), limit)?;
     // Held until the body is parsed.
     let share = user.map(|user| gateway.bodies.take(&user, 0)).transpose();
-    let mut share = share.map_err(|exceeded| exceeded.unavailable(&BODIES))?;
+    let mut share = share.map_err(|exceeded| BODIES.unavailable(exceeded))?;
     let deadline = gateway.config.body_timeout();
     let bytes = read(request.into_body(), limit, deadline, &mut share).await?;
     parse(&bytes)

@@ -24,6 +24,7 @@ use agentbox_contracts::ErrorChain;
 use anyhow::Context as _;
 use axum::Router;
 use axum::http::{HeaderValue, StatusCode, Version, header};
+use axum::response::Response;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -247,32 +248,16 @@ impl Connection {
                 request.extensions_mut().insert(over_tls);
             }
             request.extensions_mut().insert(slot.clone());
-            let (router, gateway, slot) = (router.clone(), gateway.clone(), slot.clone());
-            let activity = Arc::clone(&of_requests);
-            let open_request = activity.begin_request();
+            let open_request = of_requests.begin_request();
+            let answer = answer(
+                request,
+                router.clone(),
+                gateway.clone(),
+                slot.clone(),
+                Arc::clone(&of_requests),
+            );
             async move {
-                // HTTP/2 has no such header: its connections end by a GOAWAY frame.
-                let is_http1 = request.version() < Version::HTTP_2;
-                let (parts, body) = request.into_parts();
-                let (body, rest) = request_body::split(&parts.headers, body);
-                let request = hyper::Request::from_parts(parts, axum::body::Body::new(body));
-                let answer = router.oneshot(request).await;
-                let mut answer = answer.unwrap_or_else(|never| match never {});
-                // After this status the body has had its time.
-                let is_late = answer.status() == StatusCode::REQUEST_TIMEOUT;
-                let ends = || {
-                    is_late
-                        || gateway.draining.is_cancelled()
-                        || slot.is_refused()
-                        || activity.is_expired()
-                };
-                let is_proxied = answer.extensions().get::<Proxied>().is_some();
-                if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-                    activity.set_upgraded();
-                } else if is_http1 && (ends() || !is_read(rest, is_proxied).await) {
-                    let close = HeaderValue::from_static("close");
-                    answer.headers_mut().insert(header::CONNECTION, close);
-                }
+                let answer = answer.await;
                 Ok::<_, Infallible>(answer.map(|body| AnswerBody::new(body, open_request)))
             }
         });
@@ -308,6 +293,35 @@ impl Connection {
             tracing::debug!(error = %ErrorChain(&*error), "a connection ended with an error");
         }
     }
+}
+
+/// Answers one request. Over HTTP/1 the answer closes a connection on which no further request is read.
+async fn answer(
+    request: hyper::Request<Incoming>,
+    router: Router,
+    gateway: Gateway,
+    slot: Slot,
+    activity: Arc<Activity>,
+) -> Response {
+    // HTTP/2 has no such header: its connections end by a GOAWAY frame.
+    let is_http1 = request.version() < Version::HTTP_2;
+    let (parts, body) = request.into_parts();
+    let (body, rest) = request_body::split(&parts.headers, body);
+    let request = hyper::Request::from_parts(parts, axum::body::Body::new(body));
+    let answer = router.oneshot(request).await;
+    let mut answer = answer.unwrap_or_else(|never| match never {});
+    // After this status the body has had its time.
+    let is_late = answer.status() == StatusCode::REQUEST_TIMEOUT;
+    let ends =
+        || is_late || gateway.draining.is_cancelled() || slot.is_refused() || activity.is_expired();
+    let is_proxied = answer.extensions().get::<Proxied>().is_some();
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+        activity.set_upgraded();
+    } else if is_http1 && (ends() || !is_read(rest, is_proxied).await) {
+        let close = HeaderValue::from_static("close");
+        answer.headers_mut().insert(header::CONNECTION, close);
+    }
+    answer
 }
 
 /// Whether the whole body of a request was read, after the rest of a small one was dropped. The rest of

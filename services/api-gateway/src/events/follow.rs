@@ -1,19 +1,16 @@
 //! Follows events: sends them as they are published.
 
-use std::collections::VecDeque;
-
 use agentbox_api::event::EventBody;
 use agentbox_bus::{EventStream, StoredEvent};
 use agentbox_contracts::environment::Visibility;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::UserId;
-use axum::response::sse::Event;
 use futures::StreamExt;
 use serde_json::json;
 
 use super::{is_visible, report_unavailable};
 use crate::shares::Share;
-use crate::stream::sse::{self, Source};
+use crate::stream::sse::{self, EventQueue, Source};
 
 /// When the stream ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +22,7 @@ enum Until {
 pub(super) struct Follower {
     /// `None`: no more events will come.
     stream: Option<EventStream>,
-    ready: VecDeque<Event>,
+    ready: EventQueue,
     last: Option<u64>,
     visible: Visibility,
     until: Until,
@@ -38,7 +35,7 @@ impl Follower {
     pub(super) fn environment(stream: EventStream, last: Option<u64>, visible: Visibility) -> Self {
         Self {
             stream: Some(stream),
-            ready: VecDeque::new(),
+            ready: EventQueue::default(),
             last,
             visible,
             until: Until::EnvironmentEnds,
@@ -50,7 +47,7 @@ impl Follower {
     pub(super) fn ended(stored: Vec<StoredEvent>, last: Option<u64>) -> Self {
         let mut follower = Self {
             stream: None,
-            ready: VecDeque::new(),
+            ready: EventQueue::default(),
             last,
             visible: Visibility::All,
             until: Until::EnvironmentEnds,
@@ -69,7 +66,7 @@ impl Follower {
     pub(super) fn all(stream: EventStream, last: Option<u64>, visible: Visibility) -> Self {
         Self {
             stream: Some(stream),
-            ready: VecDeque::new(),
+            ready: EventQueue::default(),
             last,
             visible,
             until: Until::Forever,
@@ -108,45 +105,47 @@ impl Follower {
     }
 
     fn fail(&mut self, error: &Error) {
-        self.ready.push_back(sse::failure(error));
+        self.ready.fail(error);
         self.stream = None;
     }
 }
 
 impl Source for Follower {
-    async fn next(&mut self) -> Option<Event> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                if let Some(share) = &mut self.share {
-                    share.shrink(1);
-                }
-                return Some(event);
-            }
-            match self.stream.as_mut()?.next().await {
-                Some(Ok(stored)) => self.push(stored),
-                Some(Err(error)) => self.fail(&report_unavailable(&error)),
-                None => self.fail(&Error::new(
-                    ErrorCode::Unavailable,
-                    "the event stream was interrupted; connect again with Last-Event-ID",
-                )),
-            }
+    fn queue(&mut self) -> &mut EventQueue {
+        &mut self.ready
+    }
+
+    async fn fill(&mut self) {
+        let Some(stream) = &mut self.stream else {
+            self.ready.end();
+            return;
+        };
+        match stream.next().await {
+            Some(Ok(stored)) => self.push(stored),
+            Some(Err(error)) => self.fail(&report_unavailable(&error)),
+            None => self.fail(&Error::new(
+                ErrorCode::Unavailable,
+                "the event stream was interrupted; connect again with Last-Event-ID",
+            )),
+        }
+    }
+
+    fn sent(&mut self) {
+        if let Some(share) = &mut self.share {
+            share.shrink(1);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-
     use agentbox_contracts::environment::{EnvironmentEvent, EventKind, Status};
     use agentbox_contracts::ids::{EnvironmentId, UserId};
-    use axum::body::to_bytes;
-    use axum::response::IntoResponse;
-    use axum::response::sse::Sse;
     use chrono::Utc;
 
     use super::*;
     use crate::shares::Shares;
+    use crate::stream::sse::testing::on_the_wire;
 
     fn stored(sequence: u64, kind: EventKind, status: Status) -> StoredEvent {
         StoredEvent {
@@ -168,7 +167,7 @@ mod tests {
 
     async fn count(mut follower: Follower) -> usize {
         let mut count = 0;
-        while follower.next().await.is_some() {
+        while sse::next(&mut follower).await.is_some() {
             count += 1;
         }
         count
@@ -196,7 +195,7 @@ mod tests {
         let share = shares.take(&user, 1).unwrap();
         let mut follower = Follower::ended(past, None).with_share(share);
         assert!(shares.take(&user, 1).is_err());
-        assert!(follower.next().await.is_some());
+        assert!(sse::next(&mut follower).await.is_some());
         assert!(shares.take(&user, 1).is_ok());
     }
 
@@ -204,16 +203,12 @@ mod tests {
     async fn gap_is_reported_first_and_without_a_count() {
         let mut follower = Follower::ended(vec![], Some(3)).with_gap(true);
         let mut events = Vec::new();
-        while let Some(event) = follower.next().await {
-            events.push(Ok::<_, Infallible>(event));
+        while let Some(event) = sse::next(&mut follower).await {
+            events.push(event);
         }
-        let body = Sse::new(futures::stream::iter(events))
-            .into_response()
-            .into_body();
-        let text = to_bytes(body, 4096).await.unwrap();
         assert_eq!(
-            &text[..],
-            b"event: gap\ndata: {}\n\nevent: end\ndata: {}\n\n"
+            on_the_wire(events).await,
+            "event: gap\ndata: {}\n\nevent: end\ndata: {}\n\n"
         );
         let without = Follower::ended(vec![], Some(3)).with_gap(false);
         assert_eq!(count(without).await, 1);

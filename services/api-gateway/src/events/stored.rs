@@ -46,7 +46,7 @@ const STORED_EVENTS: Resource = Resource {
 };
 
 fn too_many(exceeded: Exceeded) -> Error {
-    exceeded.unavailable(&STORED_EVENTS)
+    STORED_EVENTS.unavailable(exceeded)
 }
 
 /// The newest [`MAX_STORED`] events that match `filter`, without those that are not visible, oldest

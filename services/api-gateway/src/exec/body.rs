@@ -51,7 +51,7 @@ pub(super) async fn read(
     let form = Form::new(request.into_body(), &boundary, deadline);
     // Held until the part is parsed.
     let share = gateway.bodies.take(user, 0);
-    let mut share = share.map_err(|exceeded| exceeded.unavailable(&BODIES))?;
+    let mut share = share.map_err(|exceeded| BODIES.unavailable(exceeded))?;
     let read = timeout(deadline, read_exec(form, &mut share)).await;
     let (body, part) = read.map_err(|_| {
         Error::new(
@@ -84,7 +84,7 @@ async fn read_exec(
         }
         share
             .grow(chunk.len() as u64)
-            .map_err(|exceeded| exceeded.unavailable(&BODIES))?;
+            .map_err(|exceeded| BODIES.unavailable(exceeded))?;
         json.extend_from_slice(&chunk);
     }
     let body: ExecBody = json::parse(&json)?;

@@ -1,15 +1,16 @@
 //! A command whose output is sent as it comes, as server-sent events.
 //!
 //! * I1. The gateway holds one message: a client that does not read stops the command.
-//! * I2. The last event is `exit`, which comes from the box, or `error`.
+//! * I2. The answer begins when the box has reported that the command was started, or why it cannot be.
+//!   Until then an error is an HTTP answer.
+//! * I3. The last event is `exit`, which comes from the box, or `error`.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::time::Duration;
 
 use agentbox_api::exec::{ExecExitEvent, ExecOutputEvent, OutputEncoding};
 use agentbox_bus::SessionReceiver;
-use agentbox_contracts::error::Error;
+use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::{ExecRequest, Exit, FromBox};
 use agentbox_contracts::ids::EnvironmentId;
 use axum::response::sse::Event;
@@ -22,12 +23,12 @@ use super::{ANSWER_GRACE, overdue, run};
 use crate::box_loss;
 use crate::lookup::EnvironmentLocation;
 use crate::state::Gateway;
-use crate::stream::sse::{self, Source};
+use crate::stream::sse::{self, EventQueue, Source};
 use crate::text::Decoder;
 
-/// How long the answer waits for the first output, so that a command that cannot be started is an error
-/// response.
-const FIRST_OUTPUT: Duration = Duration::from_secs(1);
+/// How long the box may take to report that the command was started. Longer than an exec-proxy waits for
+/// boxd, whose error has the reason.
+const START_DEADLINE: Duration = Duration::from_secs(20);
 
 pub(super) struct Events {
     gateway: Gateway,
@@ -37,15 +38,15 @@ pub(super) struct Events {
     feed: Pin<Box<dyn Future<Output = Error> + Send>>,
     deadline: Instant,
     encoder: Encoder,
-    ready: VecDeque<Event>,
-    is_over: bool,
+    ready: EventQueue,
 }
 
 impl Events {
-    /// Starts a command, which must end `within` this time.
+    /// Starts a command, which must end `within` this time. Returns when the box has reported its start, or
+    /// the first output.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// When the command is refused, or the box does not answer.
     pub(super) async fn start(
         gateway: &Gateway,
         location: &EnvironmentLocation,
@@ -64,18 +65,18 @@ impl Events {
             feed: Box::pin(input.feed(to_box)),
             deadline,
             encoder: Encoder::new(encoding),
-            ready: VecDeque::new(),
-            is_over: false,
+            ready: EventQueue::default(),
         };
-        if let Ok(first) = timeout(FIRST_OUTPUT, events.receive()).await {
-            match first {
-                Ok(message) => events.accept(message),
-                Err(error) => {
-                    return Err(box_loss::with_reason(gateway, &location.id, error).await);
-                }
+        let first = timeout(START_DEADLINE, events.receive())
+            .await
+            .unwrap_or_else(|_| Err(not_started()));
+        match first {
+            Ok(message) => {
+                events.accept(message);
+                Ok(events)
             }
+            Err(error) => Err(box_loss::with_reason(gateway, &location.id, error).await),
         }
-        Ok(events)
     }
 
     async fn receive(&mut self) -> Result<FromBox, Error> {
@@ -88,47 +89,45 @@ impl Events {
 
     fn accept(&mut self, message: FromBox) {
         match message {
+            FromBox::CommandStarted => {}
             FromBox::Stdout(bytes) => self.ready.extend(self.encoder.output(false, &bytes)),
             FromBox::Stderr(bytes) => self.ready.extend(self.encoder.output(true, &bytes)),
             FromBox::Exit(exit) => {
                 self.ready.extend(self.encoder.finish());
                 self.ready.push_back(exited(&exit));
-                self.is_over = true;
+                self.ready.end();
             }
-            _ => self.fail(&Error::internal()),
+            _ => self.ready.fail(&Error::internal()),
         }
-    }
-
-    fn fail(&mut self, error: &Error) {
-        self.ready.push_back(sse::failure(error));
-        self.is_over = true;
     }
 }
 
 impl Source for Events {
-    async fn next(&mut self) -> Option<Event> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Some(event);
+    fn queue(&mut self) -> &mut EventQueue {
+        &mut self.ready
+    }
+
+    async fn fill(&mut self) {
+        match timeout_at(self.deadline, self.receive()).await {
+            Ok(Ok(message)) => {
+                // The client may have read slowly, and delayed the end.
+                self.deadline = self.deadline.max(Instant::now() + ANSWER_GRACE);
+                self.accept(message);
             }
-            if self.is_over {
-                return None;
+            Ok(Err(error)) => {
+                let error = box_loss::with_reason(&self.gateway, &self.environment, error).await;
+                self.ready.fail(&error);
             }
-            match timeout_at(self.deadline, self.receive()).await {
-                Ok(Ok(message)) => {
-                    // The client may have read slowly, and delayed the end.
-                    self.deadline = self.deadline.max(Instant::now() + ANSWER_GRACE);
-                    self.accept(message);
-                }
-                Ok(Err(error)) => {
-                    let error =
-                        box_loss::with_reason(&self.gateway, &self.environment, error).await;
-                    self.fail(&error);
-                }
-                Err(_) => self.fail(&overdue()),
-            }
+            Err(_) => self.ready.fail(&overdue()),
         }
     }
+}
+
+fn not_started() -> Error {
+    Error::new(
+        ErrorCode::Timeout,
+        "the environment did not report in time that the command was started; the command is killed",
+    )
 }
 
 fn exited(exit: &Exit) -> Event {
@@ -199,18 +198,8 @@ impl Encoder {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-
-    use axum::body::to_bytes;
-    use axum::response::{IntoResponse as _, Sse};
-
     use super::*;
-
-    async fn on_the_wire(events: Vec<Event>) -> String {
-        let events = futures::stream::iter(events.into_iter().map(Ok::<_, Infallible>));
-        let body = Sse::new(events).into_response().into_body();
-        String::from_utf8(to_bytes(body, 4096).await.unwrap().to_vec()).unwrap()
-    }
+    use crate::stream::sse::testing::on_the_wire;
 
     #[tokio::test]
     async fn output_is_whole_characters_or_base64() {

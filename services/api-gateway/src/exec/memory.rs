@@ -83,7 +83,7 @@ const RESULTS: Resource = Resource {
 };
 
 fn refusal(exceeded: Exceeded) -> Error {
-    exceeded.unavailable(&RESULTS)
+    RESULTS.unavailable(exceeded)
 }
 
 #[cfg(test)]

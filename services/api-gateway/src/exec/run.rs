@@ -1,38 +1,27 @@
 //! Runs one command through the exec-proxy and collects its output.
 
-use agentbox_bus::{Session, SessionReceiver};
+use agentbox_bus::SessionReceiver;
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::exec::rpc::BoxSession;
-use agentbox_contracts::exec::{ExecRequest, FromBox, Open, OpenKind, ToBox};
+use agentbox_contracts::exec::{ExecRequest, FromBox, OpenKind};
 
-use super::OPEN_DEADLINE;
 use super::answer::Collected;
 use super::input::Input;
 use super::memory::ResultMemory;
 use super::output::Output;
+use crate::box_session::{self, BoxSession};
 use crate::lookup::EnvironmentLocation;
 use crate::state::Gateway;
 
 /// Opens the session of a command.
 ///
 /// # Errors
-/// As [`agentbox_bus::Bus::open_session`].
+/// As [`box_session::open`].
 pub(super) async fn open(
     gateway: &Gateway,
     location: &EnvironmentLocation,
     request: ExecRequest,
-) -> Result<Session<ToBox, FromBox>, Error> {
-    let open = Open {
-        environment: location.id.clone(),
-        owner: Some(location.owner.clone()),
-        address: location.address,
-        status: location.status,
-        kind: OpenKind::Exec(request),
-    };
-    gateway
-        .bus
-        .open_session::<BoxSession>(&location.cluster, &open, OPEN_DEADLINE)
-        .await
+) -> Result<BoxSession, Error> {
+    box_session::open(gateway, location, OpenKind::Exec(request)).await
 }
 
 pub(super) fn lost() -> Error {

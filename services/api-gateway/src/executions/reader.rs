@@ -18,7 +18,8 @@ use agentbox_contracts::executions::{
 use bytes::Buf as _;
 
 use super::retry::{Retry, relocate};
-use super::session::{self, ExecutionSession};
+use super::session;
+use crate::box_session::BoxSession;
 use crate::lookup::EnvironmentLocation;
 use crate::state::Gateway;
 
@@ -38,7 +39,7 @@ pub(super) struct Reader {
     /// The execution as it was last seen.
     execution: Execution,
     cursor: Cursor,
-    session: Option<Box<ExecutionSession>>,
+    session: Option<Box<BoxSession>>,
     retry: Retry,
 }
 

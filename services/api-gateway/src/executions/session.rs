@@ -2,21 +2,17 @@
 
 use std::time::Duration;
 
-use agentbox_bus::Session;
 use agentbox_contracts::environment::Status;
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::exec::rpc::BoxSession;
-use agentbox_contracts::exec::{FromBox, Open, OpenKind, ToBox};
+use agentbox_contracts::exec::{FromBox, OpenKind};
 use agentbox_contracts::executions::execution_output::Output;
 use agentbox_contracts::executions::execution_request::Operation;
 use agentbox_contracts::executions::{Execution, ExecutionRequest};
 use tokio::time::timeout;
 
-use crate::exec::OPEN_DEADLINE;
+use crate::box_session::{self, BoxSession};
 use crate::lookup::EnvironmentLocation;
 use crate::state::Gateway;
-
-pub(crate) type ExecutionSession = Session<ToBox, FromBox>;
 
 /// How long an operation may take that does not wait for a command.
 pub(super) const ANSWER_DEADLINE: Duration = Duration::from_secs(15);
@@ -38,29 +34,20 @@ fn late() -> Error {
 /// Opens a session for one operation. Of an environment that has ended, the archive answers.
 ///
 /// # Errors
-/// [`ErrorCode::NotRunning`] for one that has not started, and as [`agentbox_bus::Bus::open_session`].
+/// [`ErrorCode::NotRunning`] for one that has not started, and as [`box_session::open`].
 pub(crate) async fn open(
     gateway: &Gateway,
     location: &EnvironmentLocation,
     operation: Operation,
-) -> Result<ExecutionSession, Error> {
+) -> Result<BoxSession, Error> {
     if location.status == Status::Pending {
         // It may have no cluster yet.
         location.clone().require_running()?;
     }
-    let open = Open {
-        environment: location.id.clone(),
-        owner: Some(location.owner.clone()),
-        address: location.address,
-        status: location.status,
-        kind: OpenKind::Execution(ExecutionRequest {
-            operation: Some(operation),
-        }),
+    let request = ExecutionRequest {
+        operation: Some(operation),
     };
-    gateway
-        .bus
-        .open_session::<BoxSession>(&location.cluster, &open, OPEN_DEADLINE)
-        .await
+    box_session::open(gateway, location, OpenKind::Execution(request)).await
 }
 
 /// The next output of a session.

@@ -15,13 +15,12 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use super::operation::{in_time, next, open, unexpected};
+use super::operation::{begin, next, unexpected};
 use super::outgoing::{self, Pieces};
 use super::path::{self, FilePath};
 use super::{conditions, disposition, media_type, range};
 use crate::audit;
 use crate::authorize::Action;
-use crate::box_loss;
 use crate::edge::admit::{Admitted, Caller};
 use crate::edge::error::ApiError;
 use crate::edge::path::EnvironmentParameter;
@@ -195,22 +194,10 @@ pub(crate) async fn download(
     let grant = StreamGrant::environment(Action::DownloadFile, &location);
     let stop = gateway.shutdown.clone();
     let access = AccessWatch::new(gateway.clone(), principal, grant, stop);
-    let opening = in_time(async {
-        let operation = Operation::Read(read);
-        let session = open(&gateway, &location, path.clone(), String::new(), operation).await?;
-        let (to_box, mut from_box) = session.split();
-        let first = next(&mut from_box).await?;
-        match first {
-            Some(Output::Opened(opened)) => Ok::<_, Error>((opened, to_box, from_box)),
-            _ => Err(unexpected()),
-        }
-    });
-    let (opened, to_box, from_box) = match opening.await {
-        Ok(content) => content,
-        Err(error) => {
-            let error = box_loss::with_reason(&gateway, &location.id, error).await;
-            return Err(error.into());
-        }
+    let operation = Operation::Read(read);
+    let begun = begin(&gateway, &location, path.clone(), operation).await?;
+    let Some(Output::Opened(opened)) = begun.first else {
+        return Err(unexpected().into());
     };
     if opened.unsatisfiable {
         return Ok(unsatisfiable(opened.metadata.size));
@@ -223,8 +210,8 @@ pub(crate) async fn download(
         return Ok((status, headers, no_content(is_head)).into_response());
     }
     let content = Content {
-        _to_box: to_box,
-        from_box,
+        _to_box: begun.to_box,
+        from_box: begun.from_box,
     };
     let body = outgoing::body(&gateway, access, share, content);
     Ok((status, headers, body).into_response())

@@ -3,6 +3,8 @@
 use agentbox_contracts::files::Archive;
 use axum::http::{HeaderMap, header};
 
+use crate::edge::list_header::elements;
+
 /// The media types of archives, each with the extension of its file.
 static ARCHIVES: [(&str, &str, Archive); 3] = [
     ("application/x-tar", "tar", Archive::Tar),
@@ -26,11 +28,7 @@ pub(super) fn of_archive(archive: Archive) -> Option<(&'static str, &'static str
 /// first counts.
 pub(super) fn accepted(headers: &HeaderMap) -> Archive {
     let mut best = (0.0, Archive::None);
-    let values = headers.get_all(header::ACCEPT).iter();
-    for range in values
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|text| text.split(','))
-    {
+    for range in elements(headers, &header::ACCEPT) {
         let (media_type, parameters) = range.split_once(';').unwrap_or((range, ""));
         let Some(archive) = of_essence(media_type) else {
             continue;

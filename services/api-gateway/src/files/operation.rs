@@ -2,17 +2,16 @@
 
 use std::time::Duration;
 
-use agentbox_bus::{Session, SessionReceiver};
+use agentbox_bus::{SessionReceiver, SessionSender};
 use agentbox_contracts::error::{Error, ErrorCode, shortened};
-use agentbox_contracts::exec::rpc::BoxSession;
-use agentbox_contracts::exec::{FromBox, Open, OpenKind, ToBox};
+use agentbox_contracts::exec::{FromBox, OpenKind, ToBox};
 use agentbox_contracts::files::file_output::Output;
 use agentbox_contracts::files::file_request::Operation;
 use agentbox_contracts::files::{FileFailure, FileOutput, FileRequest};
 use bytes::Bytes;
 
 use crate::box_loss;
-use crate::exec::OPEN_DEADLINE;
+use crate::box_session::{self, BoxSession};
 use crate::lookup::EnvironmentLocation;
 use crate::state::Gateway;
 
@@ -20,8 +19,6 @@ use crate::state::Gateway;
 pub(super) const OPERATION_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest message of a box that a caller receives, in characters.
 const MAX_MESSAGE: usize = 1024;
-
-pub(super) type FileSession = Session<ToBox, FromBox>;
 
 /// Awaits a step of an operation.
 ///
@@ -48,22 +45,13 @@ pub(super) async fn open(
     path: Bytes,
     user: String,
     operation: Operation,
-) -> Result<FileSession, Error> {
-    let open = Open {
-        environment: location.id.clone(),
-        owner: Some(location.owner.clone()),
-        address: location.address,
-        status: location.status,
-        kind: OpenKind::Files(FileRequest {
-            path,
-            user,
-            operation: Some(operation),
-        }),
+) -> Result<BoxSession, Error> {
+    let request = FileRequest {
+        path,
+        user,
+        operation: Some(operation),
     };
-    gateway
-        .bus
-        .open_session::<BoxSession>(&location.cluster, &open, OPEN_DEADLINE)
-        .await
+    box_session::open(gateway, location, OpenKind::Files(request)).await
 }
 
 /// The next output of an operation; `None` when it has succeeded.
@@ -85,6 +73,41 @@ pub(super) async fn next(from_box: &mut SessionReceiver<FromBox>) -> Result<Opti
             "the connection to the environment was lost; whether the operation has had an effect is \
              unknown",
         )),
+    }
+}
+
+/// An operation that has begun.
+pub(super) struct Begun {
+    pub first: Option<Output>,
+    /// Held until the end: without it the operation would be cancelled.
+    pub to_box: SessionSender<ToBox>,
+    pub from_box: SessionReceiver<FromBox>,
+}
+
+/// Begins an operation with several outputs, as the environment's user, and waits for its first one.
+///
+/// # Errors
+/// That of the operation, with the reason if the box was lost.
+pub(super) async fn begin(
+    gateway: &Gateway,
+    location: &EnvironmentLocation,
+    path: Bytes,
+    operation: Operation,
+) -> Result<Begun, Error> {
+    let begun = in_time(async {
+        let session = open(gateway, location, path, String::new(), operation).await?;
+        let (to_box, mut from_box) = session.split();
+        let first = next(&mut from_box).await?;
+        Ok::<_, Error>(Begun {
+            first,
+            to_box,
+            from_box,
+        })
+    })
+    .await;
+    match begun {
+        Ok(begun) => Ok(begun),
+        Err(error) => Err(box_loss::with_reason(gateway, &location.id, error).await),
     }
 }
 

@@ -22,13 +22,14 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
 
-use super::operation::{FileSession, in_time, next, open, unexpected};
+use super::operation::{in_time, next, open, unexpected};
 use super::outgoing::ended;
 use super::path::FilePath;
 use super::{conditions, digest, media_type, metadata};
 use crate::audit;
 use crate::authorize::Action;
 use crate::box_loss;
+use crate::box_session::BoxSession;
 use crate::edge::admit::{Admitted, Caller};
 use crate::edge::path::EnvironmentParameter;
 use crate::edge::{Answer, Query};
@@ -119,7 +120,7 @@ async fn result(from_box: &mut SessionReceiver<FromBox>) -> Result<Stored, Error
 
 /// Stores the body. Both halves of the session are held until the result has come: dropping one
 /// before the end of the content aborts the upload in the box.
-async fn store(session: FileSession, body: Body, progress: Duration) -> Result<Stored, Error> {
+async fn store(session: BoxSession, body: Body, progress: Duration) -> Result<Stored, Error> {
     let (mut to_box, mut from_box) = session.split();
     match in_time(next(&mut from_box)).await? {
         Some(Output::Ready(())) => {}

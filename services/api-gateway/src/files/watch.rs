@@ -3,12 +3,9 @@
 //! * I1. The answer begins when changes are noticed: a change after it is not missed.
 //! * I2. The box keeps no changes. So the first event of a client that reconnects is `overflow`.
 
-use std::collections::VecDeque;
-
 use agentbox_api::file::{FileChange as ChangeBody, WatchQuery};
 use agentbox_bus::{SessionReceiver, SessionSender};
 use agentbox_contracts::audit::AuditAction;
-use agentbox_contracts::error::Error;
 use agentbox_contracts::exec::{FromBox, ToBox};
 use agentbox_contracts::files::file_output::Output;
 use agentbox_contracts::files::file_request::Operation;
@@ -20,7 +17,7 @@ use axum::response::Response;
 use axum::response::sse::Event;
 
 use super::metadata;
-use super::operation::{in_time, next, open, unexpected};
+use super::operation::{begin, next, unexpected};
 use super::path::FilePath;
 use crate::audit;
 use crate::authorize::Action;
@@ -31,7 +28,7 @@ use crate::edge::{Answer, Query};
 use crate::memory::SessionKind;
 use crate::state::Gateway;
 use crate::stream::StreamGrant;
-use crate::stream::sse::{self, Source};
+use crate::stream::sse::{self, EventQueue, Source};
 
 struct Follower {
     gateway: Gateway,
@@ -39,8 +36,7 @@ struct Follower {
     /// Held: without it the operation would be cancelled.
     _to_box: SessionSender<ToBox>,
     from_box: SessionReceiver<FromBox>,
-    ready: VecDeque<Event>,
-    is_over: bool,
+    ready: EventQueue,
 }
 
 const fn name(kind: ChangeKind) -> &'static str {
@@ -73,33 +69,23 @@ fn event(change: &FileChange) -> Event {
     sse::numbered(name(kind), change.number, &body)
 }
 
-impl Follower {
-    async fn receive(&mut self) {
-        let error = match next(&mut self.from_box).await {
+impl Source for Follower {
+    fn queue(&mut self) -> &mut EventQueue {
+        &mut self.ready
+    }
+
+    async fn fill(&mut self) {
+        match next(&mut self.from_box).await {
             Ok(Some(Output::Changes(changes))) => {
                 self.ready.extend(changes.changes.iter().map(event));
-                return;
             }
-            Ok(Some(_)) => Some(unexpected()),
+            Ok(Some(_)) => self.ready.fail(&unexpected()),
             // The box has ended the operation: what was followed is gone.
-            Ok(None) => None,
-            Err(error) => Some(box_loss::classify(&self.gateway, &self.environment, error).await),
-        };
-        self.is_over = true;
-        self.ready.extend(error.as_ref().map(sse::failure));
-    }
-}
-
-impl Source for Follower {
-    async fn next(&mut self) -> Option<Event> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Some(event);
+            Ok(None) => self.ready.end(),
+            Err(error) => {
+                let error = box_loss::classify(&self.gateway, &self.environment, error).await;
+                self.ready.fail(&error);
             }
-            if self.is_over {
-                return None;
-            }
-            self.receive().await;
         }
     }
 }
@@ -134,30 +120,17 @@ pub(crate) async fn watch(
     // A request beyond a limit has no entry in the audit trail.
     let share = gateway.begin_session(&principal, SessionKind::Files)?;
     audit::accept(&gateway, AuditAction::WatchFiles, &location.id, &[]).await?;
-    let opening = in_time(async {
-        let session = open(&gateway, &location, path, String::new(), operation).await?;
-        let (to_box, mut from_box) = session.split();
-        let first = next(&mut from_box).await?;
-        match first {
-            Some(Output::Ready(())) => Ok::<_, Error>((to_box, from_box)),
-            _ => Err(unexpected()),
-        }
-    });
-    let (to_box, from_box) = match opening.await {
-        Ok(halves) => halves,
-        Err(error) => {
-            let error = box_loss::with_reason(&gateway, &location.id, error).await;
-            return Err(error.into());
-        }
+    let begun = begin(&gateway, &location, path, operation).await?;
+    let Some(Output::Ready(())) = begun.first else {
+        return Err(unexpected().into());
     };
     let grant = StreamGrant::environment(Action::WatchFiles, &location);
     let source = Follower {
         gateway: gateway.clone(),
         environment: location.id,
-        _to_box: to_box,
-        from_box,
-        ready: VecDeque::new(),
-        is_over: false,
+        _to_box: begun.to_box,
+        from_box: begun.from_box,
+        ready: EventQueue::default(),
     };
     Ok(sse::answer(
         "file_events",
@@ -171,20 +144,10 @@ pub(crate) async fn watch(
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-
-    use axum::body::to_bytes;
-    use axum::response::IntoResponse;
-    use axum::response::sse::Sse;
     use bytes::Bytes;
 
     use super::*;
-
-    async fn on_the_wire(change: FileChange) -> String {
-        let events = futures::stream::iter([Ok::<_, Infallible>(event(&change))]);
-        let body = Sse::new(events).into_response().into_body();
-        String::from_utf8(to_bytes(body, 4096).await.unwrap().to_vec()).unwrap()
-    }
+    use crate::stream::sse::testing::on_the_wire;
 
     #[tokio::test]
     async fn changes_have_the_documented_wire_format() {
@@ -195,7 +158,7 @@ mod tests {
             from: Some(Bytes::from_static(b"/d/a")),
         };
         assert_eq!(
-            on_the_wire(moved).await,
+            on_the_wire(vec![event(&moved)]).await,
             "event: moved\nid: 3\ndata: {\"path\":\"/d/b\u{fffd}\",\"path_base64\":\"L2QvYv8=\",\
              \"from\":\"/d/a\"}\n\n"
         );
@@ -204,7 +167,7 @@ mod tests {
             ..FileChange::default()
         };
         assert_eq!(
-            on_the_wire(overflow).await,
+            on_the_wire(vec![event(&overflow)]).await,
             "event: overflow\nid: 1\ndata: {}\n\n"
         );
     }

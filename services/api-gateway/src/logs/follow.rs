@@ -6,7 +6,6 @@
 //! * I2. `event: end` is sent when the environment has ended, with its final status.
 //! * I3. A stream that cannot be read for [`RETRY_TIMEOUT`] ends with `event: error`.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use agentbox_api::logs::LogLine;
@@ -14,18 +13,18 @@ use agentbox_bus::RouteWatch;
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::{Environment, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::exec::{FromBox, LogsRequest};
+use agentbox_contracts::exec::{FromBox, LogsRequest, OpenKind};
 use agentbox_contracts::logs::LogEntry;
 use axum::response::sse::Event;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::wait::WAITING;
-use super::{LogsSession, open};
 use crate::authorize::Action;
+use crate::box_session::{self, BoxSession};
 use crate::lookup::{self, EnvironmentLocation};
 use crate::state::Gateway;
-use crate::stream::sse::{self, Source};
+use crate::stream::sse::{self, EventQueue, Source};
 
 /// How long failed reads are retried.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -39,7 +38,7 @@ pub(super) struct Follower {
     /// The last entry that was sent, or that the client has from an earlier stream.
     last: Option<u64>,
     timestamps: bool,
-    ready: VecDeque<Event>,
+    ready: EventQueue,
     phase: Phase,
     /// Set while the environment is pending.
     start: Option<RouteWatch>,
@@ -48,7 +47,7 @@ pub(super) struct Follower {
 
 enum Phase {
     Open,
-    Read(Box<LogsSession>),
+    Read(Box<BoxSession>),
     /// Find the environment again.
     Locate,
     End,
@@ -110,7 +109,7 @@ impl Follower {
             request,
             last,
             timestamps,
-            ready: VecDeque::new(),
+            ready: EventQueue::default(),
             phase: Phase::Open,
             start: None,
             retry: None,
@@ -130,11 +129,6 @@ impl Follower {
         self.retry = None;
     }
 
-    fn fail(&mut self, error: &Error) {
-        self.ready.push_back(sse::failure(error));
-        self.phase = Phase::Done;
-    }
-
     /// Waits before the next attempt, or fails if attempts have failed for [`RETRY_TIMEOUT`].
     async fn retry(&mut self, error: &Error) {
         let retry = self.retry.unwrap_or(Retry {
@@ -142,7 +136,7 @@ impl Follower {
             pause: FIRST_PAUSE,
         });
         if retry.since.elapsed() >= RETRY_TIMEOUT {
-            self.fail(error);
+            self.ready.fail(error);
             return;
         }
         tracing::debug!(error = %ErrorChain(error), "reading logs failed; it will be retried");
@@ -162,7 +156,8 @@ impl Follower {
         }
         self.start = None;
         let request = continued(&self.request, self.last);
-        match open(&self.gateway, &self.location, request).await {
+        let kind = OpenKind::Logs(request);
+        match box_session::open(&self.gateway, &self.location, kind).await {
             Ok(session) => self.phase = Phase::Read(Box::new(session)),
             Err(error) => self.retry(&error).await,
         }
@@ -192,12 +187,12 @@ impl Follower {
                 self.location = location;
                 self.phase = Phase::Open;
             }
-            Err(error) if error.code == ErrorCode::NotFound => self.fail(&error),
+            Err(error) if error.code == ErrorCode::NotFound => self.ready.fail(&error),
             Err(error) => self.retry(&error).await,
         }
     }
 
-    async fn read(&mut self, mut session: Box<LogsSession>) {
+    async fn read(&mut self, mut session: Box<BoxSession>) {
         match session.recv().await {
             Ok(Some(FromBox::Logs(entries))) => {
                 self.push(&entries);
@@ -213,7 +208,7 @@ impl Follower {
                 let error = Error::new(ErrorCode::BoxLost, "the connection to the logs was lost");
                 self.retry(&error).await;
             }
-            Ok(Some(_)) => self.fail(&Error::internal()),
+            Ok(Some(_)) => self.ready.fail(&Error::internal()),
             Err(error) => self.retry(&error).await,
         }
     }
@@ -233,19 +228,18 @@ impl Follower {
 }
 
 impl Source for Follower {
-    async fn next(&mut self) -> Option<Event> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Some(event);
-            }
-            // A phase that does not set the next one ends the stream.
-            match std::mem::replace(&mut self.phase, Phase::Done) {
-                Phase::Open => self.open().await,
-                Phase::Read(session) => self.read(session).await,
-                Phase::Locate => self.locate().await,
-                Phase::End => self.end().await,
-                Phase::Done => return None,
-            }
+    fn queue(&mut self) -> &mut EventQueue {
+        &mut self.ready
+    }
+
+    async fn fill(&mut self) {
+        // A phase that does not set the next one ends the stream.
+        match std::mem::replace(&mut self.phase, Phase::Done) {
+            Phase::Open => self.open().await,
+            Phase::Read(session) => self.read(session).await,
+            Phase::Locate => self.locate().await,
+            Phase::End => self.end().await,
+            Phase::Done => self.ready.end(),
         }
     }
 }

@@ -13,7 +13,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 
-use super::LogsSession;
+use crate::box_session::BoxSession;
 use crate::state::OpenSession;
 
 /// How long the next batch may take.
@@ -27,7 +27,7 @@ enum Part {
     End,
 }
 
-async fn next_part(session: &mut LogsSession) -> Result<Part, Error> {
+async fn next_part(session: &mut BoxSession) -> Result<Part, Error> {
     let message = tokio::time::timeout(BATCH_DEADLINE, session.recv())
         .await
         .map_err(|_| {
@@ -94,7 +94,7 @@ impl Writer {
 /// # Errors
 /// When the first batch cannot be read. A later failure ends the body early.
 pub(super) async fn answer(
-    mut session: LogsSession,
+    mut session: BoxSession,
     share: OpenSession,
     timestamps: bool,
 ) -> Result<Response, Error> {

@@ -132,7 +132,11 @@ mod tests {
         let requests = AtomicUsize::new(0);
         let begun = Instant::now();
         let mut route = table.watch(&id);
-        let found = SHORT
+        let patient = Waiting {
+            end_timeout: Duration::from_secs(60),
+            ..SHORT
+        };
+        let found = patient
             .for_end(&mut route, || async {
                 match requests.fetch_add(1, Ordering::Relaxed) {
                     0 => Err(Error::new(ErrorCode::Unavailable, "down")),

@@ -1,39 +1,40 @@
-//! A connection to a port of a box, as a byte stream for an HTTP client.
+//! A connection to a port of a box: the task that carries the bytes of a [`PortStream`].
 //!
 //! * I1. At most one chunk waits in each direction, besides the window of the session: a side that
 //!   does not read stops the other.
 //! * I2. A connection ends with its credential, its caller's right, its environment, and the gateway.
 //! * I3. The end of the bytes is the end that the box reported. A connection that was lost is an error,
 //!   so that a part of an answer is never taken for the whole.
+//! * I4. Each direction ends by itself, as in TCP. When one has ended and the other carries nothing for
+//!   [`HALF_CLOSED_IDLE`], the connection ends.
 
 use std::io;
-use std::pin::{Pin, pin};
-use std::task::{Context, Poll, ready};
+use std::pin::pin;
 use std::time::Duration;
 
-use agentbox_bus::{Session, SessionReceiver, SessionSender};
+use agentbox_bus::{SessionReceiver, SessionSender};
 use agentbox_contracts::environment::Status;
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::exec::rpc::BoxSession;
-use agentbox_contracts::exec::{FromBox, MAX_CHUNK, Open, OpenKind, ToBox};
+use agentbox_contracts::exec::{FromBox, OpenKind, ToBox};
 use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_contracts::ports::{ConnectPort, PortOutput, port_output};
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::mpsc;
-use tokio_util::sync::{CancellationToken, PollSender};
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::exec::OPEN_DEADLINE;
+use super::port_stream::{Ending, PortStream};
+use crate::box_session::{self, BoxSession};
 use crate::lookup::EnvironmentLocation;
-use crate::metrics::OpenStream;
+use crate::metrics::{self, OpenStream};
 use crate::state::{Gateway, OpenSession};
 use crate::stream::AccessWatch;
 
 /// How long a port may take to accept a connection.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
-type PortSession = Session<ToBox, FromBox>;
+/// How long a connection of which one direction has ended may carry nothing in the other.
+const HALF_CLOSED_IDLE: Duration = Duration::from_secs(300);
 
 /// Who uses a connection, and for how long.
 pub(crate) struct Usage {
@@ -53,32 +54,24 @@ pub(super) async fn connect(
     port: u16,
     usage: Usage,
 ) -> Result<PortStream, Error> {
-    let open = Open {
-        environment: location.id.clone(),
-        owner: Some(location.owner.clone()),
-        address: location.address,
-        status: location.status,
-        kind: OpenKind::Port(ConnectPort { port: port.into() }),
-    };
-    let session = tokio::time::timeout(
-        CONNECT_DEADLINE,
-        open_session(gateway, &location.cluster, &open),
-    )
-    .await
-    .map_err(|_| {
-        Error::new(
-            ErrorCode::Timeout,
-            format!("port {port} of the environment did not accept the connection in time"),
-        )
-    })??;
+    let session = tokio::time::timeout(CONNECT_DEADLINE, open_session(gateway, location, port))
+        .await
+        .map_err(|_| {
+            Error::new(
+                ErrorCode::Timeout,
+                format!("port {port} of the environment did not accept the connection in time"),
+            )
+        })??;
     Ok(start(gateway, location.id.clone(), session, usage))
 }
 
-async fn open_session(gateway: &Gateway, cluster: &str, open: &Open) -> Result<PortSession, Error> {
-    let mut session: PortSession = gateway
-        .bus
-        .open_session::<BoxSession>(cluster, open, OPEN_DEADLINE)
-        .await?;
+async fn open_session(
+    gateway: &Gateway,
+    location: &EnvironmentLocation,
+    port: u16,
+) -> Result<BoxSession, Error> {
+    let kind = OpenKind::Port(ConnectPort { port: port.into() });
+    let mut session = box_session::open(gateway, location, kind).await?;
     match session.recv().await? {
         Some(FromBox::Port(PortOutput {
             output: Some(port_output::Output::Connected(())),
@@ -99,30 +92,48 @@ fn lost() -> Error {
 fn start(
     gateway: &Gateway,
     environment: EnvironmentId,
-    session: PortSession,
+    session: BoxSession,
     usage: Usage,
 ) -> PortStream {
     let (to_box, to_carry) = mpsc::channel(1);
     let (carried, from_box) = mpsc::channel(1);
-    let refused = CancellationToken::new();
-    let carrier = carry(
+    let ending = Ending::default();
+    let carrying = carry(
         gateway.clone(),
         environment,
         session,
         usage,
         to_carry,
         carried,
-        refused.clone(),
+        ending.refused.clone(),
     );
+    let finished = ending.finished.clone().drop_guard();
+    let carrier = async move {
+        carrying.await;
+        drop(finished);
+    };
     gateway
         .sockets
         .spawn(carrier.instrument(tracing::Span::current()));
-    PortStream {
-        to_box: PollSender::new(to_box),
-        from_box,
-        unread: Bytes::new(),
-        has_ended: false,
-        refused,
+    PortStream::new(to_box, from_box, ending)
+}
+
+/// Observes the two directions of a connection.
+#[derive(Default)]
+struct Traffic {
+    /// Cancelled when one direction has ended.
+    half_closed: CancellationToken,
+    moved: Notify,
+}
+
+impl Traffic {
+    /// Returns when one direction has ended, and nothing was carried for `limit` since then.
+    async fn idle(&self, limit: Duration) {
+        self.half_closed.cancelled().await;
+        while tokio::time::timeout(limit, self.moved.notified())
+            .await
+            .is_ok()
+        {}
     }
 }
 
@@ -131,7 +142,7 @@ fn start(
 async fn carry(
     gateway: Gateway,
     environment: EnvironmentId,
-    session: PortSession,
+    session: BoxSession,
     usage: Usage,
     to_carry: mpsc::Receiver<Bytes>,
     carried: mpsc::Sender<io::Result<Bytes>>,
@@ -145,12 +156,14 @@ async fn carry(
     let _open = OpenStream::begin("ports");
     let (to_box, from_box) = session.split();
     let unused = carried.clone();
+    let traffic = Traffic::default();
     let mut both = pin!(async {
         tokio::join!(
-            write(&gateway, &user, to_carry, to_box),
-            read(&gateway, &user, from_box, carried),
+            write(&gateway, &user, to_carry, to_box, &traffic),
+            read(&gateway, &user, from_box, carried, &traffic),
         );
     });
+    let mut idle = pin!(traffic.idle(HALF_CLOSED_IDLE));
     let mut route = gateway.routes.watch(&environment);
     let mut ended =
         pin!(route.wait_for(|route| route.is_some_and(|route| route.status != Status::Running)));
@@ -159,6 +172,11 @@ async fn carry(
             () = &mut both => break,
             () = unused.closed() => break,
             () = &mut ended => {
+                refused.cancel();
+                break;
+            }
+            () = &mut idle => {
+                metrics::limit_reached("half_closed_connection");
                 refused.cancel();
                 break;
             }
@@ -185,6 +203,7 @@ async fn write(
     user: &UserId,
     mut to_carry: mpsc::Receiver<Bytes>,
     mut to_box: SessionSender<ToBox>,
+    traffic: &Traffic,
 ) {
     while let Some(bytes) = to_carry.recv().await {
         gateway.port_rates.pass(user, bytes.len()).await;
@@ -192,8 +211,10 @@ async fn write(
             // The other direction receives the reason.
             return;
         }
+        traffic.moved.notify_one();
     }
     if to_box.send(ToBox::End).await.is_ok() {
+        traffic.half_closed.cancel();
         to_box.closed().await;
     }
 }
@@ -204,6 +225,7 @@ async fn read(
     user: &UserId,
     mut from_box: SessionReceiver<FromBox>,
     carried: mpsc::Sender<io::Result<Bytes>>,
+    traffic: &Traffic,
 ) {
     loop {
         let part = match from_box.recv().await {
@@ -224,133 +246,27 @@ async fn read(
         if carried.send(part.map_err(io::Error::other)).await.is_err() {
             return;
         }
+        traffic.moved.notify_one();
         if length == 0 {
+            traffic.half_closed.cancel();
             break;
         }
     }
     while let Ok(Some(_)) = from_box.recv().await {}
 }
 
-/// The bytes of a connection.
-pub(super) struct PortStream {
-    to_box: PollSender<Bytes>,
-    from_box: mpsc::Receiver<io::Result<Bytes>>,
-    unread: Bytes,
-    has_ended: bool,
-    refused: CancellationToken,
-}
-
-impl PortStream {
-    /// Cancelled when the connection ends because its credential, its caller's right, its environment
-    /// or the gateway has ended.
-    pub(super) fn refused(&self) -> CancellationToken {
-        self.refused.clone()
-    }
-}
-
-impl AsyncRead for PortStream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.unread.is_empty() && !this.has_ended {
-            match ready!(this.from_box.poll_recv(cx)) {
-                Some(part) => this.unread = part?,
-                None => return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),
-            }
-            this.has_ended = this.unread.is_empty();
-        }
-        let length = this.unread.len().min(buffer.remaining());
-        buffer.put_slice(&this.unread.split_to(length));
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for PortStream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let closed = || io::Error::from(io::ErrorKind::BrokenPipe);
-        ready!(this.to_box.poll_reserve(cx)).map_err(|_| closed())?;
-        let part = bytes.get(..MAX_CHUNK).unwrap_or(bytes);
-        let sent = this.to_box.send_item(Bytes::copy_from_slice(part));
-        sent.map_err(|_| closed())?;
-        Poll::Ready(Ok(part.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().to_box.close();
-        Poll::Ready(Ok(()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-
     use super::*;
 
-    fn stream() -> (
-        PortStream,
-        mpsc::Receiver<Bytes>,
-        mpsc::Sender<io::Result<Bytes>>,
-    ) {
-        let (to_box, to_carry) = mpsc::channel(1);
-        let (carried, from_box) = mpsc::channel(1);
-        let stream = PortStream {
-            to_box: PollSender::new(to_box),
-            from_box,
-            unread: Bytes::new(),
-            has_ended: false,
-            refused: CancellationToken::new(),
-        };
-        (stream, to_carry, carried)
-    }
-
     #[tokio::test]
-    async fn lost_connection_is_an_error_and_an_end_is_none() {
-        let (mut stream, _to_carry, carried) = stream();
-        carried.send(Ok(Bytes::from_static(b"abc"))).await.unwrap();
-        let mut two = [0; 2];
-        stream.read_exact(&mut two).await.unwrap();
-        assert_eq!(&two, b"ab");
-        let lost = tokio::spawn(async move {
-            carried.send(Ok(Bytes::from_static(b"d"))).await.unwrap();
-        });
-        let mut rest = Vec::new();
-        let error = stream.read_to_end(&mut rest).await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
-        assert_eq!(rest, b"cd");
-        lost.await.unwrap();
-
-        let (mut stream, _to_carry, carried) = self::stream();
-        carried.send(Ok(Bytes::new())).await.unwrap();
-        assert_eq!(stream.read_to_end(&mut rest).await.unwrap(), 0);
-        assert_eq!(stream.read_to_end(&mut rest).await.unwrap(), 0);
-    }
-
-    #[tokio::test]
-    async fn long_write_is_split_and_a_shutdown_ends_the_bytes() {
-        let (mut stream, mut to_carry, _carried) = stream();
-        let written = tokio::spawn(async move {
-            stream.write_all(&[7; MAX_CHUNK + 1]).await.unwrap();
-            stream.shutdown().await.unwrap();
-            stream
-        });
-        assert_eq!(to_carry.recv().await.unwrap().len(), MAX_CHUNK);
-        assert_eq!(to_carry.recv().await.unwrap().len(), 1);
-        assert_eq!(to_carry.recv().await, None);
-        let mut stream = written.await.unwrap();
-        let refused = stream.write_all(b"late").await.unwrap_err();
-        assert_eq!(refused.kind(), io::ErrorKind::BrokenPipe);
+    async fn only_a_half_closed_connection_ends_when_it_is_idle() {
+        let limit = Duration::from_millis(1);
+        let traffic = Traffic::default();
+        let mut idle = pin!(traffic.idle(limit));
+        let open = tokio::time::timeout(10 * limit, &mut idle).await;
+        assert!(open.is_err());
+        traffic.half_closed.cancel();
+        idle.await;
     }
 }

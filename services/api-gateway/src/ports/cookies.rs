@@ -99,18 +99,8 @@ fn is_domain(attribute: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::HeaderName;
-
+    use super::super::headers::testing::map;
     use super::*;
-
-    fn map(pairs: &[(&str, &str)]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for (name, value) in pairs {
-            let name: HeaderName = name.parse().unwrap();
-            headers.append(name, value.parse().unwrap());
-        }
-        headers
-    }
 
     #[test]
     fn cookie_of_a_box_is_one_of_its_own_host() {

@@ -2,10 +2,12 @@
 //!
 //! * I1. Bodies are passed on as they arrive. Nothing waits for the whole of one.
 //! * I2. When the client disconnects, the connection to the port is closed: the answer, which holds
-//!   it, is dropped.
+//!   it, is dropped. A client that has only ended its side of HTTP/1.1 has disconnected too.
+//! * I3. After a change of the protocol, each direction ends by itself.
 
 use std::error::Error as StdError;
 use std::io;
+use std::time::Duration;
 
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
@@ -20,12 +22,12 @@ use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
-use tokio_util::sync::CancellationToken;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tracing::Instrument;
 
-use super::connection::{self, PortStream, Usage};
+use super::connection::{self, Usage};
 use super::headers;
+use super::port_stream::{Ending, PortStream};
 use super::target::{Protocol, Target};
 use crate::box_loss;
 use crate::edge::slots::Slot;
@@ -36,6 +38,9 @@ use crate::state::Gateway;
 const MAX_HEAD: usize = 64 * 1024;
 /// Bytes of one body over HTTP/2 that wait in each direction.
 const HTTP2_WINDOW: u32 = 64 * 1024;
+/// How long a client may send to a port that takes no more. A connection that is closed with unread bytes
+/// is reset, and the client may lose the last ones that were sent to it.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// Sends a request, whose headers are those for the box, and returns its answer. `upgrade` is the
 /// protocol to which the request asks to change.
@@ -62,7 +67,7 @@ pub(crate) async fn forward(
         Ok(stream) => stream,
         Err(error) => return Err(box_loss::with_reason(gateway, &location.id, error).await),
     };
-    let refused = stream.refused();
+    let ending = stream.ending();
     let (parts, body) = request.into_parts();
     let mut sent = Request::new(body);
     *sent.method_mut() = parts.method;
@@ -86,7 +91,7 @@ pub(crate) async fn forward(
         }
         changed_to = answer.headers().get(UPGRADE).cloned();
         let server = hyper::upgrade::on(&mut answer);
-        let tunnel = tunnel(client, server, slot, refused);
+        let tunnel = tunnel(client, server, slot, ending);
         gateway
             .sockets
             .spawn(tunnel.instrument(tracing::Span::current()));
@@ -158,16 +163,11 @@ fn spawn(gateway: &Gateway, connection: impl Future<Output = hyper::Result<()>> 
 
 /// Passes the bytes of another protocol in both directions, until both sides have ended or one of
 /// them is lost. `slot` keeps the place of the client's connection.
-async fn tunnel(
-    client: OnUpgrade,
-    server: OnUpgrade,
-    slot: Option<Slot>,
-    refused: CancellationToken,
-) {
+async fn tunnel(client: OnUpgrade, server: OnUpgrade, slot: Option<Slot>, ending: Ending) {
     let upgraded = tokio::try_join!(client, server);
     match upgraded {
         Ok((client, server)) => {
-            copy(TokioIo::new(client), TokioIo::new(server), &refused).await;
+            copy(TokioIo::new(client), TokioIo::new(server), &ending).await;
         }
         Err(error) => {
             tracing::debug!(error = %ErrorChain(&error), "a protocol was not changed");
@@ -176,17 +176,42 @@ async fn tunnel(
     drop(slot);
 }
 
-/// Copies in both directions until `refused`: a copy that waits for a client which does not read
-/// notices nothing else.
+/// Copies in both directions until both have ended, or the connection is refused: a copy that waits for a
+/// client which does not read notices nothing else.
 async fn copy(
-    mut client: impl AsyncRead + AsyncWrite + Unpin,
-    mut server: impl AsyncRead + AsyncWrite + Unpin,
-    refused: &CancellationToken,
+    client: impl AsyncRead + AsyncWrite,
+    server: impl AsyncRead + AsyncWrite,
+    ending: &Ending,
 ) {
-    let copying = copy_bidirectional(&mut client, &mut server);
-    if let Some(Err(error)) = refused.run_until_cancelled(copying).await {
+    let (mut from_client, mut to_client) = tokio::io::split(client);
+    let (mut from_server, mut to_server) = tokio::io::split(server);
+    let to_box = async {
+        let passing = pass(&mut from_client, &mut to_server);
+        let passed = ending.finished.run_until_cancelled(passing).await;
+        match passed {
+            Some(passed) => passed,
+            // The port takes no more.
+            None => {
+                let mut nowhere = tokio::io::sink();
+                let dropping = tokio::io::copy(&mut from_client, &mut nowhere);
+                let _ = tokio::time::timeout(LINGER, dropping).await;
+                Ok(())
+            }
+        }
+    };
+    let copying = async { tokio::try_join!(to_box, pass(&mut from_server, &mut to_client)) };
+    if let Some(Err(error)) = ending.refused.run_until_cancelled(copying).await {
         tracing::debug!(error = %ErrorChain(&error), "a connection to a port was lost");
     }
+}
+
+/// Copies one direction to its end, and passes the end on.
+async fn pass(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+) -> io::Result<()> {
+    tokio::io::copy(from, to).await?;
+    to.shutdown().await
 }
 
 /// The error of a request without an answer.
@@ -223,30 +248,74 @@ fn of_connection(error: &(dyn StdError + 'static)) -> Option<Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+    use tokio::io::{AsyncReadExt as _, duplex};
     use tokio::time::timeout;
 
     use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(10);
 
     #[tokio::test]
     async fn refused_connection_ends_although_its_client_does_not_read() {
         let (client, mut reader) = duplex(16);
         let (server, mut port) = duplex(16);
-        let refused = CancellationToken::new();
-        let stop = refused.clone();
-        let copying = tokio::spawn(async move { copy(client, server, &stop).await });
+        let ending = Ending::default();
+        let of_copy = ending.clone();
+        let copying = tokio::spawn(async move { copy(client, server, &of_copy).await });
         // Until the copy waits for the client.
         let full = Duration::from_millis(200);
         while timeout(full, port.write_all(&[7; 1024])).await.is_ok() {}
         assert!(!copying.is_finished());
-        refused.cancel();
-        let ended = timeout(Duration::from_secs(10), copying).await;
+        ending.refused.cancel();
+        let ended = timeout(DEADLINE, copying).await;
         ended.expect("the copy ends").unwrap();
         let mut rest = Vec::new();
         reader.read_to_end(&mut rest).await.unwrap();
         assert!(rest.iter().all(|byte| *byte == 7) && !rest.is_empty());
+    }
+
+    #[tokio::test]
+    async fn each_direction_ends_by_itself() {
+        for port_is_first in [false, true] {
+            let (client, mut caller) = duplex(16);
+            let (server, mut port) = duplex(16);
+            let copying =
+                tokio::spawn(async move { copy(client, server, &Ending::default()).await });
+            let (first, second) = match port_is_first {
+                true => (&mut port, &mut caller),
+                false => (&mut caller, &mut port),
+            };
+            first.shutdown().await.unwrap();
+            let mut end = Vec::new();
+            let read = timeout(DEADLINE, second.read_to_end(&mut end)).await;
+            read.expect("the end is passed on").unwrap();
+            assert_eq!(end, b"");
+            second.write_all(b"late").await.unwrap();
+            second.shutdown().await.unwrap();
+            let mut late = Vec::new();
+            let read = timeout(DEADLINE, first.read_to_end(&mut late)).await;
+            read.expect("the other direction is open").unwrap();
+            assert_eq!(late, b"late");
+            let ended = timeout(DEADLINE, copying).await;
+            ended.expect("the copy ends").unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn connection_that_is_finished_ends_after_its_last_bytes_although_the_client_is_open() {
+        let (client, mut caller) = duplex(16);
+        let (server, mut port) = duplex(1024);
+        let ending = Ending::default();
+        port.write_all(&[7; 1024]).await.unwrap();
+        port.shutdown().await.unwrap();
+        ending.finished.cancel();
+        let copying = tokio::spawn(async move { copy(client, server, &ending).await });
+        let mut received = Vec::new();
+        let read = timeout(DEADLINE, caller.read_to_end(&mut received)).await;
+        read.expect("the port's end is passed on").unwrap();
+        assert_eq!(received, [7; 1024]);
+        let ended = timeout(DEADLINE, copying).await;
+        ended.expect("the copy ends").unwrap();
     }
 
     #[derive(Debug, thiserror::Error)]

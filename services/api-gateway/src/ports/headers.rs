@@ -13,6 +13,7 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Version};
 
 use super::cookies::remove_preview_cookie;
+use crate::edge::list_header::elements;
 use crate::principal::credential::{OWN_HEADER, remove_subprotocols};
 use crate::principal::signature::is_own_jwt;
 
@@ -54,23 +55,14 @@ pub(crate) struct Original {
 pub(crate) fn upgrade(headers: &HeaderMap, version: Version) -> Option<HeaderValue> {
     let asked = headers.get(UPGRADE)?;
     let is_h2c = asked.as_bytes().to_ascii_lowercase().starts_with(b"h2c");
-    let is_asked = tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    let is_asked =
+        elements(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
     (version == Version::HTTP_11 && is_asked && !is_h2c).then(|| asked.clone())
-}
-
-/// The elements of a header that is a list.
-fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
-    headers
-        .get_all(name)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
 }
 
 /// Removes the headers of the connection.
 pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = tokens(headers, &CONNECTION)
+    let named: Vec<HeaderName> = elements(headers, &CONNECTION)
         .filter_map(|token| token.parse().ok())
         .collect();
     if headers.contains_key(TRANSFER_ENCODING) {
@@ -91,7 +83,7 @@ pub(crate) fn to_box(
     keeps_authorization: bool,
     upgrade: Option<&HeaderValue>,
 ) {
-    let takes_trailers = tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    let takes_trailers = elements(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
     remove_hop_by_hop(headers);
     headers.remove(EXPECT);
     if !keeps_authorization {
@@ -189,14 +181,12 @@ pub(super) fn from_box(headers: &mut HeaderMap) {
     headers.append(CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"));
 }
 
+/// What tests of headers share.
 #[cfg(test)]
-mod tests {
-    use base64::Engine as _;
-    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-
+pub(crate) mod testing {
     use super::*;
 
-    fn map(pairs: &[(&str, &str)]) -> HeaderMap {
+    pub(crate) fn map(pairs: &[(&str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in pairs {
             let name: HeaderName = name.parse().unwrap();
@@ -204,6 +194,15 @@ mod tests {
         }
         headers
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+    use super::testing::map;
+    use super::*;
 
     fn original() -> Original {
         Original {

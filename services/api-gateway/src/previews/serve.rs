@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use agentbox_contracts::audit::{AuditAction, Origin};
+use agentbox_contracts::audit::Origin;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::rpc::Secret;
 use agentbox_contracts::ids::PreviewId;
@@ -20,8 +20,7 @@ use axum::http::{HeaderMap, HeaderName, Method, Uri};
 use axum::response::Response;
 
 use super::host::PreviewHost;
-use super::{LINK_PARAMETER, LINK_PATH, OWN_PATHS, answer, source};
-use crate::audit;
+use super::{LINK_PARAMETER, LINK_PATH, OWN_PATHS, answer, source, visits};
 use crate::authorize::{Action, authorize};
 use crate::edge::admit::Proxied;
 use crate::edge::client_address::ClientAddress;
@@ -196,7 +195,8 @@ async fn forward(
         preview, principal, ..
     } = opened;
     let share = gateway.begin_session(&principal, SessionKind::Port)?;
-    audit::accept(gateway, AuditAction::UsePort, &location.id, &[]).await?;
+    let client = ClientAddress::from_extensions(request.extensions());
+    visits::record(gateway, &preview, &principal.user, client).await?;
     let path = request.uri().path_and_query().cloned();
     let target = Target {
         port: preview.port,

@@ -13,6 +13,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::authorize::unauthorized;
+use crate::edge::list_header::elements;
 use crate::edge::query;
 
 /// The longest credential that is accepted, in bytes.
@@ -126,6 +127,16 @@ pub(crate) struct Subprotocols {
     pub answer: Option<String>,
 }
 
+/// The offered subprotocols. An empty element is none: the token may be after one.
+fn offered(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    elements(headers, &header::SEC_WEBSOCKET_PROTOCOL).filter(|protocol| !protocol.is_empty())
+}
+
+/// Whether the next subprotocol is a token.
+fn is_marker(protocol: &str) -> bool {
+    protocol.eq_ignore_ascii_case("authorization")
+}
+
 /// Reads the subprotocols. A token has one of these forms:
 ///
 /// * the subprotocol after `Authorization`; some clients put `Bearer ` before the token;
@@ -134,15 +145,7 @@ pub(crate) struct Subprotocols {
 /// # Errors
 /// When `Authorization` is not followed by a token, or a token cannot be decoded or is too long.
 pub(crate) fn subprotocols(headers: &HeaderMap) -> Result<Subprotocols, Error> {
-    let offered: Vec<&str> = headers
-        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
-        .filter(|protocol| !protocol.is_empty())
-        .collect();
-    let is_marker = |protocol: &str| protocol.eq_ignore_ascii_case("authorization");
+    let offered: Vec<&str> = offered(headers).collect();
     if let Some(at) = offered.iter().position(|protocol| is_marker(protocol)) {
         let token = offered.get(at + 1).ok_or_else(|| {
             unauthorized("the subprotocol `Authorization` is not followed by a token")
@@ -177,16 +180,8 @@ pub(crate) fn subprotocols(headers: &HeaderMap) -> Result<Subprotocols, Error> {
 pub(crate) fn remove_subprotocols(headers: &mut HeaderMap) {
     let mut kept = Vec::new();
     let mut is_token = false;
-    for protocol in headers
-        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
-        // As in `subprotocols`: the token may be after an empty element.
-        .filter(|protocol| !protocol.is_empty())
-    {
-        let is_marker = protocol.eq_ignore_ascii_case("authorization");
+    for protocol in offered(headers) {
+        let is_marker = is_marker(protocol);
         if !is_token && !is_marker && !protocol.starts_with(ENCODED) {
             kept.push(protocol);
         }

@@ -1,7 +1,8 @@
 //! Server-sent events: turns a source of events into an answer.
 
+mod source;
+
 use std::convert::Infallible;
-use std::future::Future;
 use std::time::Duration;
 
 use agentbox_api::error::ErrorBody;
@@ -16,14 +17,10 @@ use super::{AccessWatch, StreamEnd, StreamGrant};
 use crate::metrics::OpenStream;
 use crate::state::{Gateway, OpenSession};
 
+pub(crate) use source::{EventQueue, Source, next};
+
 /// How often a comment is sent on an idle stream.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-
-/// A source of events. It is asked for the next one when the client has read the last.
-pub(crate) trait Source: Send + 'static {
-    /// `None`: the stream is over.
-    fn next(&mut self) -> impl Future<Output = Option<Event>> + Send;
-}
 
 struct Stream<S> {
     source: S,
@@ -41,7 +38,7 @@ impl<S: Source> Stream<S> {
         let end = tokio::select! {
             biased;
             end = self.access.ended() => end,
-            event = self.source.next() => {
+            event = next(&mut self.source) => {
                 let event = event?;
                 // Only now, because the source may have waited for long.
                 match self.access.allows().await {
@@ -143,18 +140,27 @@ pub(crate) fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, Error> {
     })
 }
 
+/// What tests of answers share.
 #[cfg(test)]
-mod tests {
+pub(crate) mod testing {
     use axum::body::to_bytes;
-    use serde_json::json;
 
     use super::*;
 
-    async fn on_the_wire(events: Vec<Event>) -> String {
+    /// The bytes that a client receives.
+    pub(crate) async fn on_the_wire(events: Vec<Event>) -> String {
         let events = futures::stream::iter(events.into_iter().map(Ok::<_, Infallible>));
         let body = Sse::new(events).into_response().into_body();
         String::from_utf8(to_bytes(body, 4096).await.unwrap().to_vec()).unwrap()
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::testing::on_the_wire;
+    use super::*;
 
     #[tokio::test]
     async fn events_have_the_documented_wire_format() {

@@ -8,16 +8,21 @@ use agentbox_testing::System;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::answer::Answer;
+use crate::support::answer::{Answer, header};
 use crate::support::boxes::{script, small};
 use crate::support::caller::{Caller, User, admin, admin_of, new_user};
 use crate::support::eventually;
+use crate::support::site::Site;
 use crate::support::socket::Socket;
-use crate::support::system::{options, unlimited};
+use crate::support::system::{options, unlimited, with_default_limits};
 
 /// The entry of the request with this answer, as `reader` sees it.
 async fn entry_of(reader: &Caller, answer: &Answer) -> Value {
-    let trace_id = answer.header("x-trace-id").to_owned();
+    entry_of_trace(reader, answer.header("x-trace-id")).await
+}
+
+/// The entry of the request with this trace id, as `reader` sees it.
+async fn entry_of_trace(reader: &Caller, trace_id: &str) -> Value {
     eventually("the entry of a request", async || {
         let list = reader.get("/audit?limit=1000").await.expect_status(200);
         let entries = list["entries"].as_array().unwrap();
@@ -105,6 +110,37 @@ async fn terminal_is_recorded_under_the_key_of_its_ticket() {
     assert_eq!(entry["target"], id, "{entry}");
     assert_eq!(entry["user"], user.id, "{entry}");
     assert_eq!(entry["key"], key, "{entry}");
+}
+
+#[tokio::test]
+async fn visitor_of_a_public_preview_has_one_entry_for_many_requests() {
+    const VISITORS: [&str; 2] = ["192.0.2.1", "192.0.2.2"];
+    let site = Site::start(with_default_limits().await).await;
+    let caller = &site.user.caller;
+    let preview = site.preview(true).await;
+    let url = format!("http://{}/headers", caller.host(0));
+    for address in VISITORS.repeat(3) {
+        let visit = reqwest::Client::new()
+            .get(&url)
+            .header("host", preview.host())
+            .header("x-forwarded-for", address)
+            // Any token: a browser of another machine would need a domain.
+            .header("x-agentbox-preview-token", "none");
+        assert_eq!(visit.send().await.unwrap().status(), 200);
+    }
+    // The entry of this request is stored after those of the visits.
+    let last = site.request(Method::GET, "headers").send().await.unwrap();
+    entry_of_trace(caller, header(last.headers(), "x-trace-id").unwrap()).await;
+    let path = format!("/audit?action=use-port&target={}&limit=1000", site.id);
+    let counts = eventually("the entries of both visitors", async || {
+        let list = caller.get(&path).await.expect_status(200);
+        let entries = list["entries"].as_array().unwrap();
+        let count = |address: &str| entries.iter().filter(|e| e["address"] == address).count();
+        let counts = VISITORS.map(count);
+        counts.iter().all(|count| *count > 0).then_some(counts)
+    })
+    .await;
+    assert_eq!(counts, [1, 1]);
 }
 
 #[tokio::test]

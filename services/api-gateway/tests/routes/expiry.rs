@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::support::boxes::{OwnedEnvironment, small};
 use crate::support::caller::{Caller, PASSWORD, admin_of, new_user_with_role, send};
+use crate::support::repeat_until_below;
 use crate::support::socket::{Socket, handshake};
 use crate::support::sse::Events;
 use crate::support::streams::{END_DEADLINE, Streams};
@@ -78,6 +79,11 @@ async fn ticket(caller: &Caller, id: &str, action: &str) -> (String, Instant) {
 
 #[tokio::test]
 async fn expired_token_is_refused_and_ends_its_streams() {
+    repeat_until_below(END_DEADLINE, let_token_expire).await;
+}
+
+/// Waits until a token expires, and returns how long its streams last after that.
+async fn let_token_expire() -> Duration {
     let owned = owned().await;
     let (owner, id) = (&owned.user.caller, &owned.id);
     let anonymous = owner.at_new_address();
@@ -110,7 +116,7 @@ async fn expired_token_is_refused_and_ends_its_streams() {
     sleep_until(expires).await;
     let refused = expect_unauthorized_everywhere(&login, id);
     let ended = streams.expect_unauthorized(owner, id);
-    tokio::join!(refused, ended);
+    let ((), took) = tokio::join!(refused, ended);
     for gateway in 0..owner.gateways() {
         let environment = owner.get_on(gateway, &format!("/environments/{id}")).await;
         assert_eq!(
@@ -119,6 +125,7 @@ async fn expired_token_is_refused_and_ends_its_streams() {
             "no request was executed"
         );
     }
+    took
 }
 
 #[tokio::test]
@@ -185,8 +192,8 @@ async fn silent_client_is_closed_with_4408_and_its_command_killed() {
         let session = socket.ready().await;
         silent.push((socket, session));
     }
-    // A client that does not read sends no pongs.
-    tokio::time::sleep(Duration::from_secs(2 * PING_S + 1)).await;
+    // A client that does not read sends no pongs. It reads when the gateway has closed the connection.
+    tokio::time::sleep(Duration::from_secs(2 * PING_S + 4)).await;
     for (mut socket, session) in silent {
         let output = timeout(END_DEADLINE, socket.read_to_end()).await.unwrap();
         assert_eq!(output.close.0, 4408, "{output:?}");

@@ -31,20 +31,21 @@ fn followed(events: &[Event]) -> Vec<String> {
 async fn lines_have_time_stream_and_text_during_and_after_the_run() {
     let user = new_user().await;
     let begun = Utc::now();
-    // Two pipes have no common order: a sleep orders the first lines, and the last is
-    // written when they have been read.
-    let text = "echo one; sleep 0.2; echo two >&2; while [ ! -e /tmp/go ]; do sleep 0.1; done; \
-                printf three";
+    // Two pipes have no common order, so each line is written when the one before has been read.
+    let text = "until_exists() { while [ ! -e $1 ]; do sleep 0.1; done; }; \
+                echo one; until_exists /tmp/1; echo two >&2; until_exists /tmp/2; printf three";
     let id = user.caller.create_running(&script(text)).await;
     let path = format!("/environments/{id}/logs");
-    let while_running = eventually("two lines", async || {
-        let body = user.caller.get(&path).await.expect_status(200);
-        (body["logs"].as_array().unwrap().len() >= 2).then_some(body)
-    })
-    .await;
-    assert_eq!(messages(&while_running)[..2], ["one", "two"]);
-    assert_eq!(while_running["logs"][1]["stream"], "stderr");
-    user.caller.sh(&id, "touch /tmp/go").await;
+    for (count, last, stream) in [(1, "one", "stdout"), (2, "two", "stderr")] {
+        let while_running = eventually("another line", async || {
+            let body = user.caller.get(&path).await.expect_status(200);
+            (body["logs"].as_array().unwrap().len() >= count).then_some(body)
+        })
+        .await;
+        assert_eq!(messages(&while_running)[count - 1..], [last]);
+        assert_eq!(while_running["logs"][count - 1]["stream"], stream);
+        user.caller.sh(&id, &format!("touch /tmp/{count}")).await;
+    }
     user.caller.wait_until_ended(&id).await;
     for gateway in 0..user.caller.gateways() {
         let body = user.caller.get_on(gateway, &path).await.expect_status(200);

@@ -26,6 +26,8 @@ const TOGETHER: usize = 8;
 const MAX_GROWTH: u64 = 32 << 20;
 /// How much longer than the fastest the slowest of equal transfers may take.
 const MAX_RATIO: u32 = 2;
+/// How often the times are measured: a machine that stalls delays those that have not ended.
+const ATTEMPTS: usize = 3;
 const SERVICES: [&str; 4] = ["api-gateway", "auth", "exec-proxy", "scheduler"];
 const PIECE: usize = 64 << 10;
 
@@ -135,12 +137,17 @@ impl Target {
     async fn round(&self, count: usize, size: usize) {
         let expected = sum_of_content(size);
         for kind in [Kind::Upload, Kind::Download, Kind::Archive] {
-            let all = (0..count).map(|number| self.transfer(kind, number, size, expected));
             let what = format!("{kind:?} of {count} times {size} bytes");
-            let times = self.with_little_memory(&what, join_all(all)).await;
-            let (fastest, slowest) = (times.iter().min().unwrap(), times.iter().max().unwrap());
-            println!("{what}: {fastest:?} to {slowest:?}");
-            assert!(*slowest <= *fastest * MAX_RATIO, "{what}: {times:?}");
+            for attempt in 1..=ATTEMPTS {
+                let all = (0..count).map(|number| self.transfer(kind, number, size, expected));
+                let times = self.with_little_memory(&what, join_all(all)).await;
+                let (fastest, slowest) = (times.iter().min().unwrap(), times.iter().max().unwrap());
+                println!("{what}: {fastest:?} to {slowest:?}");
+                if *slowest <= *fastest * MAX_RATIO {
+                    break;
+                }
+                assert!(attempt < ATTEMPTS, "{what}: {times:?}");
+            }
         }
     }
 

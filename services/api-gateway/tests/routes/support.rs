@@ -12,7 +12,7 @@ pub mod system;
 
 use std::time::Duration;
 
-pub use agentbox_testing::eventually_some;
+pub use agentbox_testing::{eventually_some, repeat_until_below};
 
 /// The deadline for conditions that a loaded machine reaches slowly. Tests of speed measure time
 /// themselves.

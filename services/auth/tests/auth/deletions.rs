@@ -97,7 +97,7 @@ async fn deletion_is_notified_at_once_and_once_more_later() {
         AND next_attempt_at > now() + interval '30 seconds'";
     eventually(
         "the confirmation is recorded",
-        Duration::from_secs(5),
+        Duration::from_secs(20),
         async || world.count(settled).await == 1,
     )
     .await;

@@ -40,14 +40,14 @@ async fn authentication_without_postgres_is_unavailable() {
         "{:?}",
         begun.elapsed()
     );
-    eventually("auth is not ready", Duration::from_secs(10), async || {
+    eventually("auth is not ready", Duration::from_secs(30), async || {
         !auth.is_ready().await
     })
     .await;
 
     let allow = format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true");
     world.postgres.execute(&[&allow]).await.unwrap();
-    eventually("auth is ready again", Duration::from_secs(20), async || {
+    eventually("auth is ready again", Duration::from_secs(60), async || {
         auth.is_ready().await
     })
     .await;
@@ -60,6 +60,8 @@ async fn logins_beyond_the_queue_are_refused_and_requests_with_a_token_succeed()
     let few = [
         ("AGENTBOX_HASH_CONCURRENCY", "1"),
         ("AGENTBOX_HASH_QUEUE", "2"),
+        // Each login reads its user first. One that waits too long for a connection is refused as well.
+        ("AGENTBOX_DATABASE_CONNECTIONS", "32"),
     ];
     let world = World::with(1, &few).await;
     let auth = world.auth();

@@ -249,7 +249,7 @@ async fn expired_token_is_refused() {
     let world = World::with(1, &[("AGENTBOX_TOKEN_TTL", "1")]).await;
     let auth = world.auth();
     let login = auth.login(ADMIN, ADMIN_PASSWORD).await.unwrap();
-    eventually("the token expires", Duration::from_secs(5), async || {
+    eventually("the token expires", Duration::from_secs(15), async || {
         auth.bearer(&login.token).await.is_err()
     })
     .await;

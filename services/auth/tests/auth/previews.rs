@@ -12,8 +12,9 @@ use agentbox_contracts::preview::rpc::{
     PreviewAccess,
 };
 use agentbox_contracts::preview::{MAX_PREVIEWS, Preview};
+use futures::{StreamExt as _, stream};
 
-use crate::support::{Replica, World, eventually};
+use crate::support::{CONNECTIONS, Replica, World, eventually};
 
 impl Replica {
     async fn preview(
@@ -176,7 +177,7 @@ async fn preview_ends_with_its_creators_credential_and_with_its_time() {
         id: key.api_key.id,
         creator: None,
     };
-    eventually("the preview expires", Duration::from_secs(5), async || {
+    eventually("the preview expires", Duration::from_secs(15), async || {
         let list = ListPreviewsRequest {
             environment: environment.clone(),
             limit: 10,
@@ -202,7 +203,12 @@ async fn preview_above_the_limit_of_its_environment_is_refused() {
     let environment = EnvironmentId::random();
     let creations =
         (0..MAX_PREVIEWS + 4).map(|_| auth.preview(&caller.principal, &environment, false, 60));
-    let outcomes = futures::future::join_all(creations).await;
+    // As many at once as auth has connections: each waits for the others with one, and more would wait for
+    // a connection, which has a deadline.
+    let outcomes: Vec<_> = stream::iter(creations)
+        .buffer_unordered(CONNECTIONS)
+        .collect()
+        .await;
     let refused: Vec<ErrorCode> = outcomes
         .into_iter()
         .filter_map(|outcome| outcome.err().map(|error| error.code))

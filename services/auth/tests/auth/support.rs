@@ -11,7 +11,7 @@ use sea_orm::{ConnectionTrait, DatabaseConnection};
 
 pub use agentbox_testing::eventually;
 pub use callers::{ADMIN, ADMIN_PASSWORD, Caller, PASSWORD, refused};
-pub use replica::Replica;
+pub use replica::{CONNECTIONS, Replica};
 
 /// A database of the test's own, and replicas of auth on it.
 ///

@@ -56,7 +56,8 @@ async fn ticket_grants_only_its_environment_and_action() {
 
 #[tokio::test]
 async fn concurrent_redemptions_on_two_replicas_succeed_once() {
-    let world = World::with(2, &[]).await;
+    // Ten uses at once on each replica: one that waits for a connection has a deadline.
+    let world = World::with(2, &[("AGENTBOX_DATABASE_CONNECTIONS", "12")]).await;
     let caller = world.auth().caller(Role::User).await;
     for _ in 0..3 {
         let environment = EnvironmentId::random();
@@ -172,7 +173,7 @@ async fn expired_ticket_is_refused() {
         .await
         .unwrap();
     let expired = "SELECT count(*) FROM tickets WHERE expires_at < now()";
-    eventually("the ticket expires", Duration::from_secs(5), async || {
+    eventually("the ticket expires", Duration::from_secs(15), async || {
         world.count(expired).await == 1
     })
     .await;

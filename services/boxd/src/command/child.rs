@@ -175,7 +175,7 @@ fn raise_oom_score() {
     unsafe {
         let file = libc::open(
             c"/proc/self/oom_score_adj".as_ptr(),
-            libc::O_WRONLY | libc::O_CLOEXEC,
+            libc::O_WRONLY | libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_CLOEXEC,
         );
         if file >= 0 {
             libc::write(file, SCORE.as_ptr().cast(), SCORE.len());

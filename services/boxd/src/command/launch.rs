@@ -1,7 +1,6 @@
 //! Prepares the process of a command: everything that its creation must not allocate.
 
 use std::ffi::{CString, OsStr};
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -12,8 +11,7 @@ use super::CommandSpec;
 /// The command's standard streams.
 pub enum StandardStreams {
     Pipes {
-        /// `None`: the command reads the end of its input at once.
-        stdin: Option<OwnedFd>,
+        stdin: OwnedFd,
         stdout: OwnedFd,
         stderr: OwnedFd,
     },
@@ -53,7 +51,7 @@ impl NewProcess {
     /// Prepares the process of `spec`, whose program resolved to `file`.
     ///
     /// # Errors
-    /// As `dup(2)`, and `open(2)` of `/dev/null`; `InvalidInput` for a text with a NUL.
+    /// As `dup(2)`; `InvalidInput` for a text with a NUL.
     pub fn new(spec: &CommandSpec, file: &Path, streams: StandardStreams) -> io::Result<Self> {
         let terminal = matches!(streams, StandardStreams::Terminal(_));
         let [stdin, stdout, stderr] = match streams {
@@ -61,13 +59,7 @@ impl NewProcess {
                 stdin,
                 stdout,
                 stderr,
-            } => {
-                let stdin = match stdin {
-                    Some(stdin) => stdin,
-                    None => File::open("/dev/null")?.into(),
-                };
-                [stdin, stdout, stderr]
-            }
+            } => [stdin, stdout, stderr],
             StandardStreams::Terminal(tty) => [tty.try_clone()?, tty.try_clone()?, tty],
         };
         let file = c_string(file.as_os_str())?;

@@ -103,7 +103,8 @@ impl Client {
         loop {
             let holder = *self.holders.borrow_and_update();
             let has_input = self.execution.takes_input() && holder == Some(self.number);
-            if has_input != self.has_input {
+            // After the end, when the holder leaves, there is no input to pass on.
+            if has_input != self.has_input && self.execution.is_active() {
                 self.has_input = has_input;
                 return Some(Ok(Output::HasInput(has_input)));
             }

@@ -1,30 +1,29 @@
 //! Copying a file, a link itself, or a tree.
 //!
-//! The copy grows under a hidden name beside its target and is renamed when it is complete. It has the
-//! modes and extended attributes of the original, and belongs to the user who copies.
+//! The copy of a file is a temporary file ([`Temporary`]). Any other copy grows under a hidden name beside
+//! its target and is renamed when it is complete ([`Hidden`]). A copy has the modes and extended attributes
+//! of the original, and belongs to the user who copies.
 //!
 //! * I1. Another user's program gets no rights of the user who copies it: the set-uid bit is kept only
 //!   for the same owner, the set-gid bit only for the same group.
 
 use std::fs::File;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 
 use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::files::Copy;
 use rustix::fs::{
     AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Stat, fchmod, fstat, ftruncate, mkdirat,
-    openat, readlinkat, renameat, seek, statat, symlinkat, unlinkat,
+    openat, readlinkat, seek, statat, symlinkat,
 };
 use rustix::io::Errno;
 
-use super::delete::remove_tree;
 use super::failure::{Failure, OnPath as _, Result};
 use super::location::{Location, MAX_LEVELS, check_path, file_type, open_directory};
 use super::metadata::size;
-use super::relocate::rename_to_free_name;
 use super::stop;
-use super::temporary::hidden_name;
+use super::temporary::{Hidden, Temporary};
 use super::write::{copy_attributes, mode_of};
 
 const BUFFER_BYTES: usize = 128 * 1024;
@@ -62,41 +61,24 @@ pub fn copy(path: &[u8], request: &Copy) -> Result<()> {
     if is_directory {
         check_not_inside(&stat, &to)?;
     }
-    let hidden = Hidden {
-        location: Location {
-            directory: to.directory.try_clone().on(&to.path)?,
-            name: hidden_name().into_bytes(),
-            path: to.path.clone(),
-        },
-    };
     let copying = Copying { from: path };
+    let directory = from.directory.as_fd();
+    if file_type(&stat).is_file() {
+        let source = copying.open_file(directory, &from.name)?;
+        let temporary = Temporary::beside(&to)?;
+        copying.fill(&source, &temporary.file)?;
+        stop::check()?;
+        return temporary.publish(request.overwrite).map(drop).on(&to.path);
+    }
+    let hidden = Hidden::note(&to).on(&to.path)?;
     copying.entry(
-        from.directory.as_fd(),
+        directory,
         &from.name,
         to.directory.as_fd(),
-        &hidden.location.name,
+        hidden.name(),
         0,
     )?;
-    if request.overwrite {
-        let name = hidden.location.name.as_slice();
-        renameat(&to.directory, name, &to.directory, to.name.as_slice()).on(&to.path)
-    } else {
-        rename_to_free_name(&hidden.location, &to)
-    }
-}
-
-/// The copy while it is not complete. Removed when it is dropped, unless it was renamed.
-struct Hidden {
-    location: Location,
-}
-
-impl Drop for Hidden {
-    fn drop(&mut self) {
-        let (directory, name) = (&self.location.directory, self.location.name.as_slice());
-        if unlinkat(directory, name, AtFlags::empty()) == Err(Errno::ISDIR) {
-            let _ = remove_tree(directory.as_fd(), name, &self.location.path);
-        }
-    }
+    hidden.publish(request.overwrite).on(&to.path)
 }
 
 /// Fails when `to` is inside the directory that is copied.
@@ -160,19 +142,26 @@ impl Copying<'_> {
         to: BorrowedFd<'_>,
         new: &[u8],
     ) -> Result<()> {
-        let flags =
-            OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let source = File::from(openat(from, name, flags, Mode::empty()).on(self.from)?);
-        let stat = fstat(&source).on(self.from)?;
+        let source = self.open_file(from, name)?;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o600);
         let copy = File::from(openat(to, new, flags, mode).on(self.from)?);
-        copy_content(&source, &copy, self.from)?;
-        let mode = mode_for(&fstat(&copy).on(self.from)?, &stat);
-        fchmod(&copy, mode).on(self.from)?;
-        copy_attributes(&source, &copy);
-        Ok(())
+        self.fill(&source, &copy)
+    }
+
+    fn open_file(&self, directory: BorrowedFd<'_>, name: &[u8]) -> Result<File> {
+        let flags =
+            OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let opened = openat(directory, name, flags, Mode::empty());
+        opened.map(File::from).on(self.from)
+    }
+
+    /// Copies the content, the mode and the extended attributes to a new file.
+    fn fill(&self, source: &File, copy: &File) -> Result<()> {
+        let stat = fstat(source).on(self.from)?;
+        copy_content(source, copy, self.from)?;
+        self.finish(source, &stat, copy)
     }
 
     fn directory(
@@ -202,9 +191,14 @@ impl Copying<'_> {
                 self.entry(source.as_fd(), name, copy.as_fd(), name, level + 1)?;
             }
         }
-        let mode = mode_for(&fstat(&copy).on(self.from)?, &stat);
+        self.finish(&source, &stat, &copy)
+    }
+
+    /// Gives a copy with its content the mode and the extended attributes of its original.
+    fn finish(&self, source: impl AsFd, original: &Stat, copy: impl AsFd) -> Result<()> {
+        let mode = mode_for(&fstat(&copy).on(self.from)?, original);
         fchmod(&copy, mode).on(self.from)?;
-        copy_attributes(&source, &copy);
+        copy_attributes(source, copy);
         Ok(())
     }
 }

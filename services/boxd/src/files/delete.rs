@@ -1,9 +1,11 @@
 //! Deleting a file, a link itself, or a tree.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use agentbox_contracts::error::ErrorCode;
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, Stat, fstat, openat, statat, unlinkat};
+use rustix::fs::{
+    AtFlags, Dir, Mode, OFlags, Stat, chmod, fchmod, fstat, openat, statat, unlinkat,
+};
 use rustix::io::Errno;
 
 use super::failure::{Failure, OnPath as _, Result};
@@ -20,7 +22,12 @@ pub fn delete(path: &[u8], recursive: bool) -> Result<()> {
     let location = Location::of(path)?;
     if file_type(&location.existing()?).is_dir() {
         if recursive {
-            remove_tree(location.directory.as_fd(), &location.name, path)
+            remove_tree(
+                location.directory.as_fd(),
+                &location.name,
+                path,
+                Modes::Kept,
+            )
         } else {
             unlinkat(
                 &location.directory,
@@ -47,16 +54,25 @@ struct Level {
     inode: u64,
 }
 
+/// What happens to a directory whose mode keeps its owner from deleting its files.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Modes {
+    /// The deletion fails.
+    Kept,
+    /// Its owner gets all permissions first.
+    Opened,
+}
+
 /// Deletes the directory `name` and everything below it. Links are not followed, and other file
 /// systems are not entered. Only the present directory is open, so that no tree is too deep: the way
 /// up is `..`, which must be the directory that it was on the way down.
 ///
 /// # Errors
 /// As `unlink(2)`, `rmdir(2)`; `Busy` when a directory is moved meanwhile, and for a mount point.
-pub fn remove_tree(top: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<()> {
+pub fn remove_tree(top: BorrowedFd<'_>, name: &[u8], path: &[u8], modes: Modes) -> Result<()> {
     let device = fstat(top).on(path)?.st_dev;
     let mut above = Vec::new();
-    let (mut directory, mut level) = enter(top, name, None, path)?;
+    let (mut directory, mut level) = enter(top, name, None, path, modes)?;
     let own_device = level.device;
     // The top itself may be on another file system than its parent only when it is a mount point.
     if own_device != device {
@@ -69,7 +85,8 @@ pub fn remove_tree(top: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<()> 
                     let rule = "has too many levels of directories";
                     return Err(Failure::at(path, ErrorCode::NameTooLong, rule));
                 }
-                let (below, found) = enter(directory.as_fd(), &name, Some(own_device), path)?;
+                let (below, found) =
+                    enter(directory.as_fd(), &name, Some(own_device), path, modes)?;
                 above.push(level);
                 (directory, level) = (below, found);
             }
@@ -91,12 +108,25 @@ fn enter(
     name: &[u8],
     device: Option<u64>,
     path: &[u8],
+    modes: Modes,
 ) -> Result<(OwnedFd, Level)> {
-    let opened = openat(directory, name, DIRECTORY, Mode::empty()).on(path)?;
+    let open = || openat(directory, name, DIRECTORY, Mode::empty());
+    let opened = match open() {
+        Err(Errno::ACCESS) if modes == Modes::Opened => {
+            allow_reading(directory, name).on(path)?;
+            open()
+        }
+        other => other,
+    };
+    let opened = opened.on(path)?;
     let stat = fstat(&opened).on(path)?;
     if device.is_some_and(|device| device != stat.st_dev) {
         let rule = "contains a mount point";
         return Err(Failure::at(path, ErrorCode::Busy, rule));
+    }
+    if modes == Modes::Opened && !Mode::from_raw_mode(stat.st_mode).contains(Mode::RWXU) {
+        // Where it fails, the deletion of the first file does too.
+        let _ = fchmod(&opened, Mode::RWXU);
     }
     let level = Level {
         name: name.to_vec(),
@@ -104,6 +134,14 @@ fn enter(
         inode: stat.st_ino,
     };
     Ok((opened, level))
+}
+
+/// Gives its owner all permissions on a directory that cannot be opened. By a descriptor, which is never
+/// that of a link.
+fn allow_reading(directory: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = openat(directory, name, flags, Mode::empty())?;
+    chmod(format!("/proc/self/fd/{}", found.as_raw_fd()), Mode::RWXU)
 }
 
 /// Never a link, and never another kind of file.

@@ -2,7 +2,7 @@
 //!
 //! It reads the request and content from its stdin and writes outputs to its stdout. It has one
 //! thread. Its caller ends it by closing the connection and sending SIGTERM; then it removes its
-//! temporary files.
+//! temporary files. Its stderr is the record of a file that is not complete ([`super::record`]).
 
 use std::io;
 

@@ -33,7 +33,7 @@ pub fn relocate(path: &[u8], request: &Move) -> Result<()> {
 ///
 /// # Errors
 /// `AlreadyExists`, and as `renameat2(2)`.
-pub fn rename_to_free_name(from: &Location, to: &Location) -> Result<()> {
+fn rename_to_free_name(from: &Location, to: &Location) -> Result<()> {
     let renamed = renameat_with(
         &from.directory,
         from.name.as_slice(),

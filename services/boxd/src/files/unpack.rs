@@ -5,12 +5,14 @@
 //!   without following a link.
 //! * I2. Links are relative and stay inside. `..` is allowed only at the beginning of a target, where
 //!   it is certain what it leads to.
-//! * I3. Entries before a refused one stay.
+//! * I3. Entries before a refused one stay. A file is complete or not there, and one that it replaces stays
+//!   until then ([`Temporary`]).
 //!
 //! An existing file is replaced; an existing link only by a link. Set-uid, set-gid and sticky bits and
 //! owners are kept only when this process is root.
 
 mod directories;
+mod links;
 mod names;
 mod owner;
 
@@ -22,8 +24,8 @@ use agentbox_contracts::error::ErrorCode;
 use agentbox_contracts::files::file_output::Output;
 use agentbox_contracts::files::{Archive, Stored, Write};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Uid, fchmod, fchown, futimens, linkat, mkdir,
-    mkdirat, openat, statat, symlinkat, unlinkat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Uid, fchmod, fchown, futimens, mkdir, mkdirat,
+    openat, statat,
 };
 use rustix::io::Errno;
 use rustix::process::geteuid;
@@ -32,11 +34,13 @@ use super::caller::{Caller, Content, aborted};
 use super::compression::decoder;
 use super::digest::Digests;
 use super::failure::{Failure, OnPath as _, Result, shown};
-use super::location::{DEFAULT_DIRECTORY_MODE, create_parents, file_type, open_directory};
+use super::location::{
+    DEFAULT_DIRECTORY_MODE, Location, create_parents, file_type, open_directory,
+};
 use super::stop;
 use super::tar::{Entry, Kind, Reader, TarError};
+use super::temporary::Temporary;
 use directories::{Directories, set_directory_mode, times};
-use names::check_target;
 pub use names::names;
 use owner::give;
 
@@ -134,9 +138,9 @@ impl Unpacking<'_> {
             let (directory, name) = self.open_parent(&entry, &names)?;
             match entry.kind {
                 Kind::Directory => self.directory(&entry, &directory, name, &names)?,
-                Kind::File => self.file(&entry, &directory, name, &mut reader)?,
-                Kind::SymbolicLink => self.symbolic_link(&entry, &directory, name, &names)?,
-                Kind::HardLink => self.hard_link(&entry, &directory, name)?,
+                Kind::File => self.file(&entry, directory, name, &mut reader)?,
+                Kind::SymbolicLink => self.symbolic_link(&entry, directory, name, &names)?,
+                Kind::HardLink => self.hard_link(&entry, directory, name)?,
                 Kind::Other => {
                     let rule = "is a device, a FIFO or of an unknown type, which are refused";
                     return Err(refused(&entry, rule));
@@ -228,28 +232,30 @@ impl Unpacking<'_> {
     fn file(
         &mut self,
         entry: &Entry,
-        directory: &OwnedFd,
+        directory: OwnedFd,
         name: &[u8],
         content: &mut impl Read,
     ) -> Result<()> {
-        self.make_free(entry, directory, name, false)?;
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened = openat(directory, name, flags, Mode::from_raw_mode(0o600));
-        let mut file = File::from(opened.map_err(|errno| self.failed(entry, errno))?);
-        if let Err(failure) = self.fill(entry, &mut file, content) {
-            let _ = unlinkat(directory, name, AtFlags::empty());
-            return Err(failure);
-        }
-        // By the descriptor: a process of the box may have put another file into its place.
+        self.check_replaceable(entry, &directory, name, false)?;
+        let target = Location {
+            directory,
+            name: name.to_vec(),
+            path: self.path_of(entry),
+        };
+        let mut temporary = Temporary::beside(&target)?;
+        let file = &mut temporary.file;
+        self.fill(entry, file, content)?;
         if let Some((owner, group)) = self.owner(entry) {
-            self.ignore_foreign(entry, fchown(&file, Some(owner), Some(group)))?;
+            self.ignore_foreign(entry, fchown(&*file, Some(owner), Some(group)))?;
         }
         let mode = Mode::from_raw_mode(self.mode(entry));
-        fchmod(&file, mode).map_err(|errno| self.failed(entry, errno))?;
+        fchmod(&*file, mode).map_err(|errno| self.failed(entry, errno))?;
         // Without its time the content is complete.
-        let _ = futimens(&file, &times(entry.modified));
-        Ok(())
+        let _ = futimens(&*file, &times(entry.modified));
+        match temporary.publish(true) {
+            Ok(_) => Ok(()),
+            Err(errno) => Err(self.not_replaced(entry, errno)),
+        }
     }
 
     fn fill(&mut self, entry: &Entry, file: &mut File, content: &mut impl Read) -> Result<()> {
@@ -267,48 +273,8 @@ impl Unpacking<'_> {
         }
     }
 
-    fn symbolic_link(
-        &self,
-        entry: &Entry,
-        directory: &OwnedFd,
-        name: &[u8],
-        names: &[Vec<u8>],
-    ) -> Result<()> {
-        check_target(&entry.link, names.len() - 1).map_err(|rule| refused(entry, rule))?;
-        self.make_free(entry, directory, name, true)?;
-        symlinkat(entry.link.as_slice(), directory, name)
-            .map_err(|errno| self.failed(entry, errno))?;
-        self.set_owner(entry, directory, name, FileType::Symlink)
-    }
-
-    fn hard_link(&self, entry: &Entry, directory: &OwnedFd, name: &[u8]) -> Result<()> {
-        let target = names(&entry.link).map_err(|rule| refused(entry, rule))?;
-        let Some((last, parents)) = target.split_last() else {
-            return Err(refused(entry, "is a hard link to no file"));
-        };
-        let mut from = open_directory(&self.root, b".").on(self.path)?;
-        for parent in parents {
-            from = self.enter(entry, &from, parent, false)?;
-        }
-        let is_file = |stat: Stat| file_type(&stat).is_file();
-        let found = self.existing(entry, &from, last)?;
-        let Some(found) = found.filter(|stat| is_file(*stat)) else {
-            let rule = "is a hard link to something that is not a file of the directory";
-            return Err(refused(entry, rule));
-        };
-        let present = self.existing(entry, directory, name)?;
-        if present
-            .is_some_and(|present| (present.st_dev, present.st_ino) == (found.st_dev, found.st_ino))
-        {
-            return Ok(());
-        }
-        self.make_free(entry, directory, name, false)?;
-        linkat(&from, last.as_slice(), directory, name, AtFlags::empty())
-            .map_err(|errno| self.failed(entry, errno))
-    }
-
-    /// Removes an existing file in the entry's place; a link only for a link.
-    fn make_free(
+    /// Refuses an entry in whose place something else than a file is; a link only unless it is for one.
+    fn check_replaceable(
         &self,
         entry: &Entry,
         directory: &OwnedFd,
@@ -319,23 +285,25 @@ impl Unpacking<'_> {
             return Ok(());
         };
         match file_type(&stat) {
-            FileType::RegularFile => {}
-            FileType::Symlink if for_link => {}
-            FileType::Symlink => {
-                return Err(refused(entry, "would be written through an existing link"));
-            }
+            FileType::RegularFile => Ok(()),
+            FileType::Symlink if for_link => Ok(()),
+            FileType::Symlink => Err(refused(entry, "would be written through an existing link")),
             _ => {
                 let rule = "is in place of an existing directory, device, FIFO or socket";
-                return Err(refused(entry, rule));
+                Err(refused(entry, rule))
             }
         }
-        unlinkat(directory, name, AtFlags::empty()).map_err(|errno| match errno {
+    }
+
+    /// The failure of the rename to the entry's name.
+    fn not_replaced(&self, entry: &Entry, errno: Errno) -> Failure {
+        match errno {
             Errno::BUSY => Failure::new(
                 ErrorCode::NotReplaceable,
                 format!("`{}` is a mount point", shown(&entry.path)),
             ),
             other => self.failed(entry, other),
-        })
+        }
     }
 
     fn existing(&self, entry: &Entry, directory: &OwnedFd, name: &[u8]) -> Result<Option<Stat>> {
@@ -377,9 +345,12 @@ impl Unpacking<'_> {
         }
     }
 
+    fn path_of(&self, entry: &Entry) -> Vec<u8> {
+        [self.path, b"/", entry.path.as_slice()].concat()
+    }
+
     fn failed(&self, entry: &Entry, errno: Errno) -> Failure {
-        let path = [self.path, b"/", entry.path.as_slice()].concat();
-        Failure::of(&path, errno)
+        Failure::of(&self.path_of(entry), errno)
     }
 }
 

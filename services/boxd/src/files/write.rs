@@ -34,8 +34,9 @@ use super::digest::Digests;
 use super::failure::{Failure, OnPath as _, Result};
 use super::location::{Location, create_parents, file_type};
 use super::metadata::{PERMISSIONS, etag, matches_strongly, size};
+use super::record::{Identity, identity};
 use super::temporary::Temporary;
-use super::{stop, unpack};
+use super::{record, stop, unpack};
 
 /// The mode of a new file.
 const DEFAULT_MODE: u32 = 0o644;
@@ -100,14 +101,14 @@ fn replace(
         keep_attributes(&temporary.file, target);
     }
     stop::check()?;
-    match temporary.publish(!request.if_absent) {
-        Ok(()) => {}
+    let file = match temporary.publish(!request.if_absent) {
+        Ok(file) => file,
         Err(Errno::EXIST) if request.if_absent => return Err(exists(target)),
         Err(Errno::BUSY) => return Err(mounted(target)),
         Err(errno) => return Err(Failure::of(&target.path, errno)),
-    }
+    };
     // By the descriptor: a process of the box may have taken the file away already.
-    let stat = fstat(&temporary.file).on(&target.path)?;
+    let stat = fstat(&file).on(&target.path)?;
     drop(lock);
     Ok(Stored {
         created: before.is_none(),
@@ -140,19 +141,20 @@ fn write_in_place(
         Err(errno) => return Err(Failure::of(path, errno)),
     };
     // It may have been replaced by another kind of file since.
-    if !file_type(&fstat(&file).on(path)?).is_file() {
+    let opened = fstat(&file).on(path)?;
+    if !file_type(&opened).is_file() {
         return Err(not_replaceable(target));
     }
+    let created = before.is_none().then(|| Created::note(target, &opened));
+    let created = created.transpose()?;
     // Files of size 0, as in `/proc`, cannot all be truncated.
     if before.as_ref().is_some_and(|before| size(before) > 0) {
         ftruncate(&file, 0).on(path)?;
     }
     drop(lock);
-    if let Err(failure) = fill(caller, &mut file, digests, mode, path) {
-        if before.is_none() {
-            remove_created(target, &file);
-        }
-        return Err(failure);
+    fill(caller, &mut file, digests, mode, path)?;
+    if let Some(created) = created {
+        created.keep()?;
     }
     Ok(Stored {
         created: before.is_none(),
@@ -160,13 +162,45 @@ fn write_in_place(
     })
 }
 
-/// Removes the file that an upload has created, unless another one has its name by now.
-fn remove_created(target: &Location, file: &File) {
-    let identity = |stat: Stat| (stat.st_dev, stat.st_ino);
-    let present = target.stat().ok().flatten().map(identity);
-    if present.is_some() && present == fstat(file).ok().map(identity) {
+/// The new file of an upload in place, while it is not complete. It is noted, and removed when it is
+/// dropped, unless another one has its name by then.
+struct Created<'target> {
+    target: &'target Location,
+    identity: Identity,
+    is_complete: bool,
+}
+
+impl<'target> Created<'target> {
+    fn note(target: &'target Location, stat: &Stat) -> Result<Self> {
+        let created = Self {
+            target,
+            identity: identity(stat),
+            is_complete: false,
+        };
         let name = target.name.as_slice();
-        let _ = unlinkat(&target.directory, name, AtFlags::empty());
+        record::note(&target.directory, name, Some(created.identity)).on(&target.path)?;
+        Ok(created)
+    }
+
+    /// The file is complete.
+    fn keep(mut self) -> Result<()> {
+        record::clear().on(&self.target.path)?;
+        self.is_complete = true;
+        Ok(())
+    }
+}
+
+impl Drop for Created<'_> {
+    fn drop(&mut self) {
+        if self.is_complete {
+            return;
+        }
+        let present = self.target.stat().ok().flatten();
+        if present.is_some_and(|present| identity(&present) == self.identity) {
+            let name = self.target.name.as_slice();
+            let _ = unlinkat(&self.target.directory, name, AtFlags::empty());
+        }
+        let _ = record::clear();
     }
 }
 

@@ -1,4 +1,8 @@
 //! One connection to a port: the stream of what the port sends, and a task that writes the inputs.
+//!
+//! * I1. Each direction ends by itself, as in TCP: the port may receive after its end, and send after
+//!   the caller's. The call ends when both have ended, also while its inputs are open.
+//! * I2. A direction that has ended was complete: the caller's bytes are written before the call ends.
 
 use std::io;
 
@@ -22,7 +26,7 @@ use super::with_code;
 enum Phase {
     Connected,
     Open,
-    /// The port has sent its last byte. The call is open until the caller's inputs end.
+    /// The port has sent its last byte. The call is open until the port gets no more.
     Ended,
 }
 
@@ -31,8 +35,8 @@ pub struct Connection {
     port: u16,
     phase: Phase,
     closing: CancellationToken,
-    /// Cancelled when the inputs have ended.
-    inputs_ended: CancellationToken,
+    /// Cancelled when the port gets no more: the caller has ended, or the port takes nothing.
+    writing_ended: CancellationToken,
     /// Ends the task that writes the inputs, when the call ends.
     _close_on_drop: DropGuard,
     _place: OwnedSemaphorePermit,
@@ -49,12 +53,14 @@ impl Connection {
         place: OwnedSemaphorePermit,
     ) -> Self {
         let (read, write) = socket.into_split();
-        let inputs_ended = CancellationToken::new();
+        let writing_ended = CancellationToken::new();
         tasks.spawn(write_until(
             closing.clone(),
             inputs,
-            write,
-            inputs_ended.clone().drop_guard(),
+            OpenHalf {
+                socket: write,
+                _ended: writing_ended.clone().drop_guard(),
+            },
         ));
         Self {
             socket: read,
@@ -62,7 +68,7 @@ impl Connection {
             phase: Phase::Connected,
             _close_on_drop: closing.clone().drop_guard(),
             closing,
-            inputs_ended,
+            writing_ended,
             _place: place,
         }
     }
@@ -96,7 +102,7 @@ impl Connection {
             }
             Phase::Ended => {
                 tokio::select! {
-                    () = self.inputs_ended.cancelled() => {}
+                    () = self.writing_ended.cancelled() => {}
                     () = self.closing.cancelled() => {}
                 }
                 return Ok(None);
@@ -133,14 +139,16 @@ async fn read(socket: &OwnedReadHalf) -> io::Result<Bytes> {
     }
 }
 
-/// Writes the inputs until their end. The caller that cancels its call closes the connection.
-async fn write_until(
-    closing: CancellationToken,
-    inputs: Streaming<PortInput>,
+/// The half of the socket that is written. Dropping it tells the port that there is no more.
+struct OpenHalf {
+    // Dropped before the guard, so that the port has the end when the call ends.
     socket: OwnedWriteHalf,
     _ended: DropGuard,
-) {
-    let written = closing.run_until_cancelled(write(inputs, socket)).await;
+}
+
+/// Writes the inputs until their end. The caller that cancels its call closes the connection.
+async fn write_until(closing: CancellationToken, inputs: Streaming<PortInput>, half: OpenHalf) {
+    let written = closing.run_until_cancelled(write(inputs, half)).await;
     if let Some(Err(_)) = written {
         closing.cancel();
     }
@@ -148,20 +156,19 @@ async fn write_until(
 
 /// # Errors
 /// When the call was cancelled, or an input is not one of a connection.
-async fn write(mut inputs: Streaming<PortInput>, socket: OwnedWriteHalf) -> Result<(), Status> {
-    let mut socket = Some(socket);
+async fn write(mut inputs: Streaming<PortInput>, half: OpenHalf) -> Result<(), Status> {
+    let mut half = Some(half);
     while let Some(message) = inputs.message().await? {
         match message.input {
             Some(port_input::Input::Data(bytes)) => {
-                if let Some(open) = &mut socket
-                    && open.write_all(&bytes).await.is_err()
+                if let Some(open) = &mut half
+                    && open.socket.write_all(&bytes).await.is_err()
                 {
                     // The port reads no more. It may still send.
-                    socket = None;
+                    half = None;
                 }
             }
-            // Dropping this half ends it.
-            Some(port_input::Input::End(())) => socket = None,
+            Some(port_input::Input::End(())) => half = None,
             Some(port_input::Input::Connect(_)) | None => {
                 return Err(Status::invalid_argument("connect must be the first input"));
             }

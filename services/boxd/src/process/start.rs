@@ -20,6 +20,7 @@ use super::{Process, ProcessSpec, Slots, Stdin};
 use crate::background_output::BackgroundOutput;
 use crate::command::{CommandSpec, NOT_EXECUTABLE, NewProcess, StandardStreams, StartError};
 use crate::environment::Environment;
+use crate::null_device::NullDevice;
 use crate::pump::Source;
 use crate::reaper::{Child, Reaper};
 use crate::terminal::{Size, Terminal};
@@ -32,6 +33,7 @@ const DEFAULT_TERM: &str = "xterm-256color";
 pub struct Starter {
     pub reaper: Arc<Reaper>,
     pub environment: Arc<Environment>,
+    pub null_device: Arc<NullDevice>,
     pub background_output: Arc<BackgroundOutput>,
     pub slots: Slots,
     pub tasks: TaskTracker,
@@ -110,7 +112,7 @@ impl Starter {
     /// [`StartError`]; then no process was started.
     pub async fn launch(&self, prepared: Prepared) -> Result<Launched, StartError> {
         let (child_streams, parent_streams) =
-            open_streams(&prepared).map_err(|error| stream_error(&error))?;
+            open_streams(&prepared, &self.null_device).map_err(|error| stream_error(&error))?;
         let process = NewProcess::new(&prepared.command, &prepared.file, child_streams)
             .map_err(|error| stream_error(&error))?;
         let oom_kills = usage::oom_kills();
@@ -146,7 +148,10 @@ fn stream_error(error: &io::Error) -> StartError {
     }
 }
 
-fn open_streams(prepared: &Prepared) -> io::Result<(StandardStreams, ParentStreams)> {
+fn open_streams(
+    prepared: &Prepared,
+    null_device: &NullDevice,
+) -> io::Result<(StandardStreams, ParentStreams)> {
     if let Some(size) = prepared.terminal {
         let (terminal, tty) = Terminal::open(size)?;
         let terminal = Arc::new(terminal);
@@ -163,11 +168,11 @@ fn open_streams(prepared: &Prepared) -> io::Result<(StandardStreams, ParentStrea
     let (stdin, parent_stdin) = if prepared.stdin {
         let (child_end, parent_end) = pipe2(OFlag::O_CLOEXEC)?;
         (
-            Some(child_end),
+            child_end,
             Some(Stdin::Pipe(pipe::Sender::from_owned_fd(parent_end)?)),
         )
     } else {
-        (None, None)
+        (null_device.stdin()?, None)
     };
     let (stdout, stdout_source) = output_pipe()?;
     let mut sources = vec![(OutputStream::Stdout, stdout_source)];

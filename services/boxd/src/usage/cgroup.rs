@@ -8,9 +8,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use crate::regular_file;
+
 const MOUNT: &str = "/sys/fs/cgroup";
 /// Version 1 writes "no limit" as a number near 2^63.
 const NO_LIMIT: u64 = 1 << 60;
+/// Far longer than any file of a group.
+const MAX_FILE_BYTES: u64 = 64 * 1024;
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Cgroup {
@@ -117,12 +121,17 @@ fn group(mount: &Path, path: &str) -> PathBuf {
 }
 
 fn number(path: &Path) -> u64 {
-    let text = fs::read_to_string(path).unwrap_or_default();
-    text.trim().parse().unwrap_or(0)
+    text(path).trim().parse().unwrap_or(0)
+}
+
+/// The text of a file. Where no hierarchy is mounted, the path is one of the box's own file system.
+fn text(path: &Path) -> String {
+    let bytes = regular_file::read(path, MAX_FILE_BYTES).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn field(path: &Path, name: &str) -> u64 {
-    let text = fs::read_to_string(path).unwrap_or_default();
+    let text = text(path);
     let found = text
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));

@@ -94,7 +94,8 @@ async fn names_with_line_feeds_and_broken_utf8_are_listed_read_and_deleted() {
     assert_eq!(fs::read_dir(&directory).unwrap().count(), 0);
 }
 
-#[tokio::test]
+// Creating the entries takes a while, in which another thread must answer the pings of boxd.
+#[tokio::test(flavor = "multi_thread")]
 async fn pages_have_each_of_10000_entries_once_while_the_directory_changes() {
     let (boxd, client) = TestBox::idle().await;
     let directory = boxd.path("many");

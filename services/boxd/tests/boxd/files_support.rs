@@ -214,8 +214,9 @@ pub fn children(parent: i32) -> Vec<i32> {
     let tasks = fs::read_dir(format!("/proc/{parent}/task")).unwrap();
     tasks
         .flat_map(|task| {
+            // A thread that has ended meanwhile has no children.
             let children = task.unwrap().path().join("children");
-            let children = fs::read_to_string(children).unwrap();
+            let children = fs::read_to_string(children).unwrap_or_default();
             let pids = children.split_whitespace().map(|pid| pid.parse().unwrap());
             pids.collect::<Vec<i32>>()
         })

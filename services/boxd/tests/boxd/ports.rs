@@ -118,6 +118,59 @@ async fn caller_sends_after_the_end_of_the_port() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn call_ends_when_both_sides_have_ended_although_its_inputs_are_open() {
+    let (_boxd, client) = TestBox::idle().await;
+    let (listener, port) = listen(Ipv4Addr::LOCALHOST).await;
+    for port_is_first in [false, true] {
+        let mut connection = Connection::open(&client, port).await.unwrap();
+        let mut server = accept(&listener).await;
+        if port_is_first {
+            server.shutdown().await.unwrap();
+            assert_eq!(connection.read_to_end().await, b"");
+        }
+        connection.send_bytes(b"late").await;
+        connection.send(port_input::Input::End(())).await;
+        let mut received = Vec::new();
+        let read = timeout(DEADLINE, server.read_to_end(&mut received)).await;
+        read.expect("the caller's end arrives").unwrap();
+        assert_eq!(received, b"late");
+        if !port_is_first {
+            server.write_all(b"answer").await.unwrap();
+            server.shutdown().await.unwrap();
+            assert_eq!(connection.read_to_end().await, b"answer");
+        }
+        assert_eq!(connection.next().await.unwrap(), None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn call_ends_when_the_port_has_ended_and_takes_no_more() {
+    let (_boxd, client) = TestBox::idle().await;
+    let (listener, port) = listen(Ipv4Addr::LOCALHOST).await;
+    let mut connection = Connection::open(&client, port).await.unwrap();
+    drop(accept(&listener).await);
+    assert_eq!(connection.read_to_end().await, b"");
+    let Connection {
+        inputs,
+        mut outputs,
+    } = connection;
+    // The kernel of a closed socket answers bytes with a reset, and then refuses more.
+    let sending = async {
+        let data = port_input::Input::Data(Bytes::from_static(b"late"));
+        let input = PortInput { input: Some(data) };
+        while inputs.send(input.clone()).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let end = tokio::select! {
+        end = timeout(DEADLINE, outputs.message()) => end,
+        () = sending => unreachable!("it waits"),
+    };
+    assert_eq!(end.expect("the call ends").unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ports_of_other_addresses_of_the_box_are_reached() {
     let (boxd, client) = TestBox::idle().await;
     for address in [IpAddr::V6(Ipv6Addr::LOCALHOST), boxd.address.ip()] {

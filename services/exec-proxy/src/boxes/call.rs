@@ -41,50 +41,29 @@ pub trait Method: Sized + Send + 'static {
     ) -> impl Future<Output = Result<Outputs<Self>, Status>> + Send;
 }
 
-pub struct Files;
+/// Defines a [`Method`] by its names in boxd's interface and in the client, and its messages.
+macro_rules! method {
+    ($name:ident, $function:ident, $input:ty, $output:ty) => {
+        pub struct $name;
 
-impl Method for Files {
-    const NAME: &'static str = "Files";
-    type Input = FileInput;
-    type Output = FileOutput;
+        impl Method for $name {
+            const NAME: &'static str = stringify!($name);
+            type Input = $input;
+            type Output = $output;
 
-    async fn call(
-        client: &mut BoxClient,
-        inputs: Request<Inputs<Self>>,
-    ) -> Result<Outputs<Self>, Status> {
-        client.files(inputs).await
-    }
+            async fn call(
+                client: &mut BoxClient,
+                inputs: Request<Inputs<Self>>,
+            ) -> Result<Outputs<Self>, Status> {
+                client.$function(inputs).await
+            }
+        }
+    };
 }
 
-pub struct Executions;
-
-impl Method for Executions {
-    const NAME: &'static str = "Executions";
-    type Input = ExecutionInput;
-    type Output = ExecutionOutput;
-
-    async fn call(
-        client: &mut BoxClient,
-        inputs: Request<Inputs<Self>>,
-    ) -> Result<Outputs<Self>, Status> {
-        client.executions(inputs).await
-    }
-}
-
-pub struct Connect;
-
-impl Method for Connect {
-    const NAME: &'static str = "Connect";
-    type Input = PortInput;
-    type Output = PortOutput;
-
-    async fn call(
-        client: &mut BoxClient,
-        inputs: Request<Inputs<Self>>,
-    ) -> Result<Outputs<Self>, Status> {
-        client.connect(inputs).await
-    }
-}
+method!(Files, files, FileInput, FileOutput);
+method!(Executions, executions, ExecutionInput, ExecutionOutput);
+method!(Connect, connect, PortInput, PortOutput);
 
 /// An open call.
 pub struct Call<M: Method> {
@@ -156,17 +135,34 @@ impl<M: Method> Call<M> {
         }
     }
 
+    /// Ends the inputs, in boxd when the clones of the sender are dropped too.
+    pub fn end_inputs(&mut self) {
+        // Its receiver is dropped: sending to it fails.
+        self.inputs = mpsc::channel(1).0;
+    }
+
     /// The next output. The end of the stream is an error: an operation has a last output.
     ///
     /// # Errors
     /// As boxd's; [`BoxError::Lost`] when the connection was lost.
     pub async fn next(&mut self, lease: &Lease) -> Result<M::Output, BoxError> {
-        match self.outputs.message().await {
-            Ok(Some(output)) => Ok(output),
-            Ok(None) => Err(BoxError::Lost("boxd ended the stream".into())),
-            Err(status) => Err(failed(lease, self.number, status)),
-        }
+        let next = self.next_or_end(lease).await?;
+        next.ok_or_else(ended_early)
     }
+
+    /// The next output; `None` at the end of the stream.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub async fn next_or_end(&mut self, lease: &Lease) -> Result<Option<M::Output>, BoxError> {
+        let next = self.outputs.message().await;
+        next.map_err(|status| failed(lease, self.number, status))
+    }
+}
+
+/// The error of a stream that ended before its last output.
+pub fn ended_early() -> BoxError {
+    BoxError::Lost("boxd ended the stream".into())
 }
 
 fn failed(lease: &Lease, number: u64, status: Status) -> BoxError {

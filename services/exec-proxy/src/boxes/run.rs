@@ -51,6 +51,8 @@ const KILL_DEADLINE: Duration = Duration::from_secs(2);
 /// An output of a run; the last is `Exited`.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Output {
+    /// boxd has started the command. Returned once, and not for one that could not be started.
+    Started,
     Data(OutputStream, Bytes),
     Exited {
         exit: Exit,
@@ -65,6 +67,8 @@ pub struct Run {
     connection: Connection,
     inputs: Inputs,
     outputs: Streaming<RunOutput>,
+    /// [`Output::Started`] was returned.
+    has_started: bool,
     /// The number of bytes of output that were returned so far.
     received: u64,
     acked: u64,
@@ -134,6 +138,7 @@ impl Run {
             connection,
             inputs,
             outputs,
+            has_started: false,
             received: 0,
             acked: 0,
             ack: None,
@@ -229,7 +234,12 @@ impl Run {
                     gap.lost_bytes
                 )));
             }
-            Some(run_output::Output::Started(_)) | None => return Ok(None),
+            // boxd sends it again after a resume.
+            Some(run_output::Output::Started(_)) => {
+                let is_first = !std::mem::replace(&mut self.has_started, true);
+                return Ok(is_first.then_some(Output::Started));
+            }
+            None => return Ok(None),
         };
         if message.sequence != self.received {
             return Err(BoxError::Lost(format!(

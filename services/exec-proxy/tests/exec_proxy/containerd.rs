@@ -12,7 +12,9 @@ use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use agentbox_runtime::{BoxPhase, BoxSpec, Isolation, Resources, Runtime as _};
 use agentbox_runtime_containerd::Driver;
-use agentbox_testing::{NatsEndpoint, TestContainerd, TestNats, assert_fastest_below};
+use agentbox_testing::{
+    NatsEndpoint, TestContainerd, TestNats, assert_fastest_below, eventually_some,
+};
 
 use crate::support::gateway::{Logs, command, result, shell};
 use crate::support::{Gateway, eventually, proxy};
@@ -144,7 +146,11 @@ async fn check_exits(gateway: &Gateway, inside: &RealBox) {
         (137, true),
         "{answer:?}"
     );
-    let usage = gateway.usage_at(&inside.id, inside.address).await.unwrap();
+    let within = Duration::from_secs(20);
+    let usage = eventually_some("the usage is read", within, async || {
+        gateway.usage_at(&inside.id, inside.address).await.ok()
+    })
+    .await;
     assert!(usage.memory_bytes > 0, "{usage:?}");
 }
 
@@ -166,8 +172,9 @@ async fn check_latency(gateway: &Gateway, inside: &RealBox) {
 }
 
 async fn check_followed_logs(gateway: &Gateway, driver: &Driver) {
-    let script =
-        "i=0; while [ $i -lt 500 ]; do i=$((i+1)); echo line $i; done; sleep 1; echo last; exit 3";
+    // It runs until the follower has the lines so far.
+    let script = "i=0; while [ $i -lt 500 ]; do i=$((i+1)); echo line $i; done; \
+                  until [ -e /tmp/go ]; do sleep 0.05; done; echo last; exit 3";
     let inside = start_box(driver, Some(script)).await;
     let request = LogsRequest {
         follow: true,
@@ -179,12 +186,18 @@ async fn check_followed_logs(gateway: &Gateway, driver: &Driver) {
         .unwrap();
     let follow = async {
         let mut logs = Logs::default();
+        while logs.entries.len() < 500 {
+            assert!(!logs.take(session.recv().await.unwrap()));
+        }
+        let go = inside.open(OpenKind::Exec(command(&["touch", "/tmp/go"])));
+        // The box may end before the result.
+        let _ = result(gateway.open_as(&go).await.unwrap()).await;
         while !logs.take(session.recv().await.unwrap()) {}
         logs
     };
     // Archives and removes the box, as the scheduler does.
     let settle = async {
-        eventually("the box has exited", Duration::from_secs(20), async || {
+        eventually("the box has exited", Duration::from_secs(60), async || {
             let seen = driver.get(&inside.id).await.unwrap();
             seen.is_some_and(|seen| matches!(seen.phase, BoxPhase::Exited { exit_code: 3, .. }))
         })

@@ -212,7 +212,8 @@ async fn stalled_reader_stops_the_box_without_memory_growth_and_its_end_cancels_
         last.1.elapsed() > Duration::from_secs(1)
     })
     .await;
-    let grown = system.proxy.peak_memory() - before;
+    // The kernel's counter is not exact, and may become a little less.
+    let grown = system.proxy.peak_memory().saturating_sub(before);
     assert!(last.0 < 4 * 1024 * 1024, "{} bytes were buffered", last.0);
     assert!(grown < 8 * 1024 * 1024, "{grown}");
     // It continues where it was stopped.

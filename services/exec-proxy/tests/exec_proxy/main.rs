@@ -21,4 +21,5 @@ mod files;
 mod latency;
 mod logs;
 mod ports;
+mod start;
 mod stdin;

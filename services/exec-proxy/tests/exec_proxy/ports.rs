@@ -1,7 +1,7 @@
 //! Port sessions, with boxes whose boxd is the test.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agentbox_box_protocol::ERROR_CODE_METADATA;
@@ -12,6 +12,7 @@ use agentbox_contracts::ports::{
 };
 use bytes::Bytes;
 use port_output::Output;
+use tokio::time::timeout;
 use tonic::metadata::MetadataValue;
 use tonic::{Status, Streaming};
 
@@ -21,13 +22,33 @@ use crate::support::{System, eventually, pattern};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// An echo server listens on port 7. It ends when its client does.
+/// An echo server listens on port 7. It ends when its client does. On port 9 a server ends at once, and
+/// keeps what its client sends.
 #[derive(Clone, Default)]
 struct Ports {
+    /// What port 9 has received, and whether its client has ended.
+    received: Arc<Mutex<(Vec<u8>, bool)>>,
     /// Whether the last connection was closed before its end.
     closed: Arc<AtomicBool>,
     /// The number of listening ports.
     listening: u32,
+}
+
+impl Ports {
+    /// Serves a connection to port 9. As an older boxd, it ends the call after the end of the inputs.
+    async fn discard(&self, mut inputs: Streaming<PortInput>, outputs: Outputs<PortOutput>) {
+        for first in [Output::Connected(()), Output::End(())] {
+            let _ = outputs.send(Ok(output(first))).await;
+        }
+        while let Ok(Some(PortInput { input: Some(input) })) = inputs.message().await {
+            let mut received = self.received.lock().unwrap();
+            match input {
+                port_input::Input::Data(bytes) => received.0.extend_from_slice(&bytes),
+                port_input::Input::End(()) => received.1 = true,
+                port_input::Input::Connect(_) => return,
+            }
+        }
+    }
 }
 
 fn output(output: Output) -> PortOutput {
@@ -43,6 +64,9 @@ impl Behaviour for Ports {
             Ok(Some(PortInput {
                 input: Some(port_input::Input::Connect(ConnectPort { port: 7 })),
             })) => {}
+            Ok(Some(PortInput {
+                input: Some(port_input::Input::Connect(ConnectPort { port: 9 })),
+            })) => return self.discard(inputs, outputs).await,
             _ => {
                 let mut status = Status::unavailable("nothing listens on port 80");
                 let word = MetadataValue::from_static("nothing_listening");
@@ -118,17 +142,52 @@ async fn bytes_flow_both_ways_and_the_box_may_send_after_the_callers_end() {
                 Some(FromBox::Port(PortOutput {
                     output: Some(Output::Data(bytes)),
                 })) => received.extend_from_slice(&bytes),
-                last => {
-                    assert_eq!(last, Some(sent(Output::End(()))));
-                    return received;
+                end => {
+                    assert_eq!(end, Some(sent(Output::End(()))));
+                    break;
                 }
             }
         }
+        // Both have ended, and so has the session.
+        let last = timeout(DEADLINE, receiver.recv()).await.unwrap();
+        assert_eq!(last.unwrap(), Some(sent(Output::End(()))));
+        let end = timeout(DEADLINE, receiver.recv()).await.unwrap();
+        assert_eq!(end.unwrap(), None);
+        received
     };
     let (received, ()) = tokio::join!(receiving, sending);
     let (echo, rest) = received.split_at(bytes.len());
     assert!(echo == bytes);
     assert_eq!(rest, b"bye");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn port_that_ends_first_gets_the_callers_bytes_until_their_end() {
+    let system = System::start().await;
+    let ports = Ports::default();
+    let inside = FakeBox::start(ports.clone()).await;
+    let mut session = system
+        .gateway
+        .open_as(&inside.open(connect(9)))
+        .await
+        .unwrap();
+    for expected in [Output::Connected(()), Output::End(())] {
+        let message = receive(&mut session, DEADLINE).await;
+        assert_eq!(message, Some(sent(expected)));
+    }
+    let bytes = pattern(1024 * 1024);
+    for chunk in bytes.chunks(MAX_CHUNK) {
+        let data = ToBox::Data(Bytes::copy_from_slice(chunk));
+        session.send(data).await.unwrap();
+    }
+    session.send(ToBox::End).await.unwrap();
+    // The end of the session, after the box has all bytes.
+    let last = receive(&mut session, DEADLINE).await;
+    assert_eq!(last, Some(sent(Output::End(()))));
+    assert_eq!(receive(&mut session, DEADLINE).await, None);
+    let received = ports.received.lock().unwrap();
+    assert!(received.0 == bytes, "{} bytes", received.0.len());
+    assert!(received.1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

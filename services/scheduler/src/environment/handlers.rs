@@ -5,6 +5,7 @@ mod clusters;
 mod create;
 mod credentials;
 mod patch;
+mod policy_changes;
 mod usage;
 
 use std::io;
@@ -21,7 +22,7 @@ use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::rpc::Empty;
 use agentbox_contracts::selector::Selector;
 use chrono::Utc;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 
 use crate::cluster::registry::Clusters;
 use crate::config::Settings;
@@ -31,6 +32,7 @@ use crate::environment::record::Record;
 use crate::environment::state::{EndReason, LifecycleEvent, transition};
 use crate::environment::store::{Change, Listing, Store, StoreError};
 use crate::metrics;
+use policy_changes::PolicyChanges;
 
 /// Attempts of a write while other writers change the same row.
 const MAX_ATTEMPTS: usize = 16;
@@ -86,7 +88,7 @@ pub(super) struct Inner {
     pub(super) reconciler: Arc<Reconciler>,
     pub(super) settings: Settings,
     /// Bounds the changes that wait until their network policy is applied.
-    policy_changes: Semaphore,
+    policy_changes: PolicyChanges,
     /// Held while the states of clusters are read and set, so that an older read does not replace a
     /// newer one.
     pub(super) scheduling: Mutex<()>,
@@ -116,7 +118,7 @@ impl Environments {
             outbox,
             reconciler,
             settings,
-            policy_changes: Semaphore::new(patch::MAX_POLICY_CHANGES),
+            policy_changes: PolicyChanges::new(),
             scheduling: Mutex::new(()),
         }))
     }

@@ -48,7 +48,8 @@ async fn ask(world: &World, of: &Environment, operation: Operation) -> (Vec<u8>,
     }
 }
 
-async fn start(world: &World, of: &Environment, script: &str) -> Execution {
+/// Starts a shell script as an execution.
+pub async fn start(world: &World, of: &Environment, script: &str) -> Execution {
     let start = ExecutionStart {
         id: ExecId::random().to_string(),
         command: vec!["sh".into(), "-c".into(), script.into()],

@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use agentbox_contracts::environment::rpc::{Delete, DeleteRequest};
 use agentbox_contracts::environment::{Environment, EnvironmentRequest, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::units::{Bytes, MilliCpu};
 use agentbox_scheduler::environment::quota::Quota;
 use futures::future::join_all;
 
-use crate::support::cluster::{CALL, World};
+use crate::support::cluster::{World, is_without_answer};
 use crate::support::scheduler::settings;
 use crate::support::{creation, eventually, request};
 
@@ -63,17 +62,7 @@ async fn killed_replica_loses_and_duplicates_nothing() {
     );
 
     for id in active_ids(&world).await {
-        world
-            .gateway
-            .call::<Delete>(
-                &DeleteRequest {
-                    id: id.clone(),
-                    force: true,
-                },
-                CALL,
-            )
-            .await
-            .unwrap();
+        world.force_delete(&id).await;
     }
     for environment in &created {
         world
@@ -100,7 +89,7 @@ async fn active_ids(world: &World) -> Vec<agentbox_contracts::ids::EnvironmentId
         .collect()
 }
 
-/// Repeats the create while the answer is `Unavailable`.
+/// Repeats the create while it gets no answer.
 async fn create_with_retries(
     world: &World,
     request: EnvironmentRequest,
@@ -108,7 +97,7 @@ async fn create_with_retries(
     let begun = tokio::time::Instant::now();
     loop {
         match world.try_create(request.clone()).await {
-            Err(error) if error.code == ErrorCode::Unavailable && begun.elapsed() < SOON => {}
+            Err(error) if is_without_answer(&error) && begun.elapsed() < SOON => {}
             outcome => return outcome,
         }
     }
@@ -164,11 +153,7 @@ async fn two_replicas_accept_exactly_a_users_quota() {
             assert!(error.message.starts_with(&begin), "{error}");
         }
         for id in active_ids(&world).await {
-            let delete = DeleteRequest {
-                id: id.clone(),
-                force: true,
-            };
-            world.gateway.call::<Delete>(&delete, CALL).await.unwrap();
+            world.force_delete(&id).await;
             world.wait_for_status(&id, Status::Terminated, SOON).await;
         }
         first.stop().await;

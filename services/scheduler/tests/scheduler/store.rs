@@ -536,8 +536,10 @@ async fn lease_has_one_holder_until_expired_or_released() {
     let database = database().await;
     let [a, b] = [(); 2].map(|()| database.store.leases(InstanceId::random()));
     let long = Duration::from_secs(60);
-    assert!(a.acquire("x", Duration::from_millis(200)).await.unwrap());
+    assert!(a.acquire("x", long).await.unwrap());
     assert!(!b.acquire("x", long).await.unwrap());
+    // Its holder renews it for a moment only.
+    assert!(a.acquire("x", Duration::from_millis(200)).await.unwrap());
     eventually("the lease expires", Duration::from_secs(5), async || {
         b.acquire("x", long).await.unwrap()
     })

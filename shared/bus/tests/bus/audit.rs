@@ -26,7 +26,7 @@ async fn pull(queue: &mut AuditQueue, count: usize) -> Vec<QueuedEntry> {
         }
         all
     };
-    tokio::time::timeout(DEADLINE, pulling).await.unwrap()
+    tokio::time::timeout(3 * DEADLINE, pulling).await.unwrap()
 }
 
 #[tokio::test]

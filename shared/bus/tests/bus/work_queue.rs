@@ -16,22 +16,32 @@ use tokio_util::sync::CancellationToken;
 use crate::support::process::Process;
 use crate::support::{DEADLINE, cluster, connect, eventually, eventually_async, within};
 
+/// When a command of a killed worker is delivered again.
 const ACK_WAIT: Duration = Duration::from_secs(1);
+/// The same for workers that are not killed: longer than a machine stalls, so that each command is
+/// delivered once.
+const LONG_ACK_WAIT: Duration = Duration::from_secs(10);
 const LONG: Duration = Duration::from_secs(60);
 
 /// The commands of a cluster that no other test uses.
 struct Commands {
     bus: Bus,
     cluster: String,
+    ack_wait: Duration,
     sent: AtomicUsize,
 }
 
 impl Commands {
     async fn new() -> Self {
+        Self::with_ack_wait(LONG_ACK_WAIT).await
+    }
+
+    async fn with_ack_wait(ack_wait: Duration) -> Self {
         let bus = connect(&TestNats::shared().await.unwrap(), "scheduler").await;
         Self {
             bus,
             cluster: cluster(),
+            ack_wait,
             sent: AtomicUsize::new(0),
         }
     }
@@ -50,7 +60,7 @@ impl Commands {
     async fn queue(&self, bus: &Bus, max_deliver: i64, max_in_flight: usize) -> WorkQueue {
         let consumer = format!("test-{}", self.cluster);
         let filter = subjects::cluster_commands(&self.cluster);
-        bus.work_queue(&consumer, filter, ACK_WAIT, max_deliver, max_in_flight)
+        bus.work_queue(&consumer, filter, self.ack_wait, max_deliver, max_in_flight)
             .await
             .unwrap()
     }
@@ -162,7 +172,7 @@ async fn command_is_processed_once_and_removed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn command_of_killed_worker_is_processed_by_another() {
-    let commands = Arc::new(Commands::new().await);
+    let commands = Arc::new(Commands::with_ack_wait(ACK_WAIT).await);
     begin_and_be_killed(&commands, 5).await;
     let (ran, mut runs) = mpsc::unbounded_channel();
     let worker = commands
@@ -200,7 +210,7 @@ async fn begin_and_be_killed(commands: &Arc<Commands>, max_deliver: i64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn command_that_kills_every_worker_becomes_dead_letter() {
-    let commands = Arc::new(Commands::new().await);
+    let commands = Arc::new(Commands::with_ack_wait(ACK_WAIT).await);
     let subject = commands.send(1, LONG).await;
     for _ in 0..2 {
         begin_and_be_killed(&commands, 2).await;
@@ -276,7 +286,9 @@ async fn expired_command_is_removed_unprocessed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn long_handler_keeps_its_command() {
-    let commands = Commands::new().await;
+    // Progress is acknowledged three times in it, so a stall of half of it is too short to lose the command.
+    const ACK_WAIT: Duration = Duration::from_secs(5);
+    let commands = Commands::with_ack_wait(ACK_WAIT).await;
     let runs = Arc::new(AtomicUsize::new(0));
     let mut workers = Vec::new();
     for _ in 0..2 {
@@ -284,8 +296,8 @@ async fn long_handler_keeps_its_command() {
         let handler = move |_| {
             runs.fetch_add(1, Ordering::Relaxed);
             async {
-                // Three times as long as a command without acknowledged progress is waited for.
-                tokio::time::sleep(3 * ACK_WAIT).await;
+                // Twice as long as a command without acknowledged progress is waited for.
+                tokio::time::sleep(2 * ACK_WAIT).await;
                 Ok(())
             }
         };

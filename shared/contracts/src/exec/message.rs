@@ -39,11 +39,13 @@ pub enum ToBox {
 /// Exec-proxy to gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FromBox {
+    /// The command of a streamed exec was started. It is not sent for one that could not be started.
+    CommandStarted,
     Stdout(Bytes),
     Stderr(Bytes),
-    /// Ends an attach.
+    /// Ends a streamed exec.
     Exit(Exit),
-    /// Ends an exec.
+    /// Ends an exec that is not streamed.
     Result(ExecResult),
     Logs(Vec<LogEntry>),
     /// The number of requested log entries that are no longer kept.
@@ -144,6 +146,7 @@ impl SessionMessage for FromBox {
     fn encode(self) -> Bytes {
         use wire::from_box::Content;
         let content = match self {
+            Self::CommandStarted => Content::CommandStarted(()),
             Self::Stdout(bytes) => Content::Stdout(bytes),
             Self::Stderr(bytes) => Content::Stderr(bytes),
             Self::Exit(exit) => Content::Exit(exit),
@@ -165,6 +168,7 @@ impl SessionMessage for FromBox {
         use wire::from_box::Content;
         let content = wire::FromBox::decode(body)?.content;
         Ok(match content.ok_or(MalformedMessage::Unknown)? {
+            Content::CommandStarted(()) => Self::CommandStarted,
             Content::Stdout(bytes) => Self::Stdout(bytes),
             Content::Stderr(bytes) => Self::Stderr(bytes),
             Content::Exit(exit) => Self::Exit(exit),
@@ -212,7 +216,7 @@ mod wire {
     pub struct FromBox {
         #[prost(
             oneof = "from_box::Content",
-            tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+            tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13"
         )]
         pub content: Option<from_box::Content>,
     }
@@ -243,6 +247,8 @@ mod wire {
             Port(crate::ports::PortOutput),
             #[prost(message, tag = "12")]
             Ports(crate::ports::PortList),
+            #[prost(message, tag = "13")]
+            CommandStarted(()),
         }
     }
 

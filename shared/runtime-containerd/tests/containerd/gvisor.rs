@@ -127,7 +127,7 @@ async fn gvisor_box_keeps_limits_and_network_policy() {
         remote.listen(8080).await;
         for (policy, expected) in [(None, "0"), (Some(NetworkPolicy::default()), "1")] {
             let mut client =
-                on_gvisor(s.script("timeout 6 nc -w 2 198.51.100.8 8080 </dev/null; echo code $?"));
+                on_gvisor(s.script("timeout 9 nc -w 5 198.51.100.8 8080 </dev/null; echo code $?"));
             client.isolation.network_policy = policy;
             let end = s.run_to_end(&client).await?;
             let code = format!("code {expected}");

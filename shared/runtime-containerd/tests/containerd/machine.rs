@@ -1,5 +1,6 @@
 //! The private containerd that the tests of this program share, and the machine that it runs on.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::Stdio;
 
@@ -79,6 +80,14 @@ pub async fn host(program: &str, arguments: &[&str]) -> Result<String, String> {
     } else {
         Err(format!("{program} {arguments:?}: {}", text(&output.stderr)))
     }
+}
+
+/// Reads or deletes the map element that leads a box's packets to its rules.
+pub async fn nft_element(verb: &str, config: &Config, address: IpAddr) -> Result<String, String> {
+    let table = format!("agentbox-{}", config.network());
+    let element = format!("{{ {address} }}");
+    let arguments = [verb, "element", "inet", &table, "egress", &element];
+    host("nft", &arguments).await
 }
 
 /// The directories of a box's control group, in every hierarchy.

@@ -22,6 +22,7 @@ mod machine;
 mod processes;
 mod registry;
 mod remote_machine;
+mod repair;
 mod resolver;
 mod restart;
 mod services;

@@ -40,7 +40,7 @@ pub fn connect_from_box(pid: u32, to: SocketAddr) -> TcpStream {
         let network = std::fs::File::open(format!("/proc/{pid}/ns/net")).unwrap();
         setns(network, CloneFlags::CLONE_NEWNET).expect("the box's network is entered");
         let connection = TcpStream::connect_timeout(&to, Duration::from_secs(10)).unwrap();
-        let wait = Some(Duration::from_secs(2));
+        let wait = Some(Duration::from_secs(5));
         connection.set_read_timeout(wait).unwrap();
         connection
     };
@@ -48,7 +48,7 @@ pub fn connect_from_box(pid: u32, to: SocketAddr) -> TcpStream {
     std::thread::spawn(enter_and_connect).join().unwrap()
 }
 
-/// Whether the other end of a connection answers within 2 s.
+/// Whether the other end of a connection answers within 5 s.
 pub fn is_answered(mut connection: &TcpStream) -> bool {
     let sent = connection.write_all(b"GET /status HTTP/1.0\r\n\r\n");
     sent.is_ok() && connection.read(&mut [0]).is_ok_and(|count| count > 0)

@@ -2,12 +2,13 @@
 //! listener on every address; also over IPv6.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use agentbox_runtime::NetworkPolicy;
 use agentbox_runtime::conformance::hostile::{all_refused, python};
 use agentbox_runtime::conformance::{Subject, Violation, check};
 use agentbox_runtime_containerd::{Config, Driver};
-use agentbox_testing::{TestNats, TestPostgres};
+use agentbox_testing::{TestNats, TestPostgres, eventually};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::machine::{boxd_pid, config, host, subject};
@@ -146,9 +147,14 @@ async fn check_unreachable_over_ipv6(
         )
         .await
         .map_err(Violation)?;
-        // The control: the machine itself reaches its listener.
-        let own = TcpStream::connect((near.as_str(), port)).await;
-        check(own.is_ok(), || format!("{own:?}"))?;
+        // The control: the machine itself reaches its listener. The kernel adds the route to a new
+        // address after `ip` has ended.
+        eventually(
+            "the machine reaches its address",
+            Duration::from_secs(10),
+            async || TcpStream::connect((near.as_str(), port)).await.is_ok(),
+        )
+        .await;
         // An established connection stays until `timeout` ends it, with 124 or 143.
         let port = port.to_string();
         let connect = format!("timeout 6 busybox nc -w 2 {near} {port}; [ $? -eq 1 ]");

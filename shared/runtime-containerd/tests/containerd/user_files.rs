@@ -1,10 +1,12 @@
 //! Images whose user files are no ordinary files.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use agentbox_runtime::conformance::{Subject, Violation, check};
 use agentbox_runtime::{BoxPhase, FailureReason};
 use agentbox_runtime_containerd::Driver;
+use agentbox_testing::eventually;
 
 use crate::machine::{import_accounts, subject};
 
@@ -35,8 +37,19 @@ async fn image_whose_user_file_is_no_ordinary_file_fails_at_once_and_leaves_no_m
     let outcome = run(&s).await;
     s.clean().await.unwrap();
     outcome.unwrap();
+    let left = views();
+    let expected = format!("each view is unmounted: {left:?}");
+    eventually(&expected, Duration::from_secs(30), async || {
+        views().is_disjoint(&left)
+    })
+    .await;
+}
+
+/// The mounts of views. Other tests' drivers have some too, for a moment.
+fn views() -> BTreeSet<String> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    assert!(!mounts.contains("agentbox-view"), "{mounts}");
+    let views = mounts.lines().filter(|line| line.contains("agentbox-view"));
+    views.map(str::to_owned).collect()
 }
 
 async fn run(s: &Subject<Driver>) -> Result<(), Violation> {

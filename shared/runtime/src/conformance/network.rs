@@ -32,7 +32,7 @@ fn server<D: Runtime + BoxConnector>(s: &Subject<D>, policy: NetworkPolicy) -> B
 }
 
 /// A script with exit code 0 when all servers answered, 1 when none did, 2 when some did. With
-/// `wait` it tries again until one answers, because a server needs a moment to start.
+/// `wait` it tries again until all answer, because a server needs a moment to start.
 fn request_script(servers: &[SocketAddr], wait: bool) -> String {
     let hosts = servers
         .iter()
@@ -43,7 +43,7 @@ fn request_script(servers: &[SocketAddr], wait: bool) -> String {
         "t=0; while [ $t -lt {tries} ]; do t=$((t+1)); y=0; n=0; for u in {servers}; do \
          if printf 'GET / HTTP/1.0\\r\\n\\r\\n' | timeout 6 nc -w 2 ${{u%,*}} ${{u#*,}} | grep -q page; then y=$((y+1)); \
          else n=$((n+1)); fi; done; \
-         [ $y -gt 0 ] && break; sleep 0.2; done; \
+         [ $n -eq 0 ] && break; sleep 0.2; done; \
          [ $n -eq 0 ] && exit 0; [ $y -eq 0 ] && exit 1; exit 2"
     )
 }

@@ -169,11 +169,16 @@ mod tests {
             .with_span_processor(queue)
             .build();
         let tracer = provider.tracer("test");
-        let started_at = Instant::now();
-        for _ in 0..10_000 {
-            tracer.start("span");
+        // A stall of the machine delays one of them at most.
+        let mut fastest = Duration::MAX;
+        for _ in 0..10 {
+            let started_at = Instant::now();
+            for _ in 0..1_000 {
+                tracer.start("span");
+            }
+            fastest = fastest.min(started_at.elapsed());
         }
-        assert!(started_at.elapsed() < Duration::from_secs(2));
+        assert!(fastest < Duration::from_millis(200), "{fastest:?}");
         assert_eq!(waiting.load(Ordering::Relaxed), 8);
         drop(gate);
         // The failure of the collector is not reported to the SDK: its shutdown succeeds.

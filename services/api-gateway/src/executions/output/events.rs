@@ -4,8 +4,6 @@
 //!   gets every byte once. Bytes that are held back because their character is incomplete are not in it.
 //! * I2. An event has whole characters, or bytes in base64: nothing is replaced.
 
-use std::collections::VecDeque;
-
 use agentbox_api::execution::{ExecutionBody, GapEvent, OutputEvent};
 use agentbox_contracts::executions::{Execution, Offsets, OutputGap, OutputPiece};
 use agentbox_contracts::logs::OutputStream;
@@ -18,13 +16,12 @@ use serde::Serialize;
 use super::super::position;
 use super::super::reader::{Item, Reader};
 use super::super::status::shown;
-use crate::stream::sse::{self, Source};
+use crate::stream::sse::{EventQueue, Source};
 
 pub(super) struct Events {
     reader: Reader,
     encoder: Encoder,
-    ready: VecDeque<Event>,
-    is_over: bool,
+    ready: EventQueue,
 }
 
 impl Events {
@@ -33,36 +30,30 @@ impl Events {
         Self {
             reader,
             encoder: Encoder::new(from),
-            ready: VecDeque::new(),
-            is_over: false,
+            ready: EventQueue::default(),
         }
     }
 }
 
 impl Source for Events {
-    async fn next(&mut self) -> Option<Event> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Some(event);
+    fn queue(&mut self) -> &mut EventQueue {
+        &mut self.ready
+    }
+
+    async fn fill(&mut self) {
+        let items: Vec<Numbered> = match self.reader.next().await {
+            Ok(Item::Output(piece)) => self.encoder.output(&piece).into_iter().collect(),
+            Ok(Item::Gap(gap)) => self.encoder.gap(gap),
+            Ok(Item::End(execution)) => {
+                self.ready.end();
+                self.encoder.end(*execution)
             }
-            if self.is_over {
-                return None;
+            Err(error) => {
+                self.ready.fail(&error);
+                return;
             }
-            let items: Vec<Numbered> = match self.reader.next().await {
-                Ok(Item::Output(piece)) => self.encoder.output(&piece).into_iter().collect(),
-                Ok(Item::Gap(gap)) => self.encoder.gap(gap),
-                Ok(Item::End(execution)) => {
-                    self.is_over = true;
-                    self.encoder.end(*execution)
-                }
-                Err(error) => {
-                    self.is_over = true;
-                    self.ready.push_back(sse::failure(&error));
-                    continue;
-                }
-            };
-            self.ready.extend(items.into_iter().map(Numbered::event));
-        }
+        };
+        self.ready.extend(items.into_iter().map(Numbered::event));
     }
 }
 
@@ -216,13 +207,10 @@ impl Encoder {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-
-    use axum::body::to_bytes;
-    use axum::response::{IntoResponse as _, Sse};
     use bytes::Bytes;
 
     use super::*;
+    use crate::stream::sse::testing::on_the_wire;
 
     fn piece(stderr: bool, offset: u64, data: &'static [u8]) -> OutputPiece {
         OutputPiece {
@@ -298,14 +286,8 @@ mod tests {
             offset: 0,
             bytes: 7,
         }));
-        let events = events
-            .into_iter()
-            .map(|event| Ok::<_, Infallible>(event.event()));
-        let events = futures::stream::iter(events);
-        let body = Sse::new(events).into_response().into_body();
-        let text = to_bytes(body, 4096).await.unwrap();
         assert_eq!(
-            text,
+            on_the_wire(events.into_iter().map(Numbered::event).collect()).await,
             "id: 3-0\ndata: {\"stream\":\"stdout\",\"data\":\"hi\\n\",\"offset\":0}\n\n\
              id: 3-7\nevent: gap\ndata: {\"stream\":\"stderr\",\"bytes\":7}\n\n"
         );

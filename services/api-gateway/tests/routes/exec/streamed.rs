@@ -67,6 +67,24 @@ async fn output_is_streamed_as_it_is_written_and_ends_with_the_exit() {
 }
 
 #[tokio::test]
+async fn streamed_exec_of_a_silent_command_is_answered_before_its_end() {
+    let idle = idle().await;
+    let file = format!("/tmp/answered-{:08x}", rand::random::<u32>());
+    let script = format!("until [ -e {file} ]; do sleep 0.1; done; exit 3");
+    let body = json!({"command": ["sh", "-c", script], "timeout": 600});
+    let following = stream(&body).await.unwrap();
+    // The command ends only after its answer has begun.
+    idle.user
+        .caller
+        .sh(&idle.id, &format!("touch {file}"))
+        .await;
+    let events = following.read_to_end().await;
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(events[0].name, "exit");
+    assert_eq!(events[0].json()["exit_code"], 3);
+}
+
+#[tokio::test]
 async fn streamed_output_has_no_limit_and_each_kind_of_exit_its_code() {
     const TOTAL: usize = 12 * 1024 * 1024;
     let script = format!("yes 0123456789abcde | head -c {TOTAL}");
@@ -122,7 +140,7 @@ async fn user_bytes_of_stdin_one_stream_and_a_fraction_of_a_second() {
         "user": "nobody",
         "stdin_base64": "AP8K",
         "merge_stderr": true,
-        "timeout": 1.5,
+        "timeout": 3.5,
     });
     let reply = caller.exec(&idle.id, &body).await;
     let words: Vec<&str> = reply["stdout"]
@@ -136,7 +154,7 @@ async fn user_bytes_of_stdin_one_stream_and_a_fraction_of_a_second() {
         (&json!(""), &json!(124))
     );
     let took = reply["duration_ms"].as_u64().unwrap();
-    assert!((1500..5000).contains(&took), "{took}");
+    assert!((3500..7000).contains(&took), "{took}");
 }
 
 const BOUNDARY: &str = "a-boundary-that-no-part-has";

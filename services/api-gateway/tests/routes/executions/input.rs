@@ -1,8 +1,10 @@
 //! The input of executions: stdin, signals and the terminal.
 
-use std::time::{Duration, Instant};
+use std::pin::pin;
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::support::boxes::idle;
 use crate::support::executions::Execution;
@@ -33,13 +35,19 @@ async fn stdin_takes_any_number_of_bodies_of_any_size_until_it_is_closed() {
 
 #[tokio::test]
 async fn body_is_streamed_at_the_pace_of_the_command() {
-    let text = "sleep 2; head -c 4 | od -c; wc -c";
+    let file = format!("/tmp/pace-{:016x}", rand::random::<u64>());
+    let text = format!("until [ -e {file} ]; do sleep 0.1; done; head -c 4 | od -c; wc -c");
     let execution = start(json!({"command": ["sh", "-c", text], "stdin": "open"})).await;
     let long = vec![b'x'; 4 * 1024 * 1024];
-    let begun = Instant::now();
-    execution.stdin("close=true", long).await.expect_status(204);
-    let took = begun.elapsed();
-    assert!(took >= Duration::from_millis(1500), "{took:?}");
+    let mut sending = pin!(execution.stdin("close=true", long));
+    // A fixed time, because the claim is that nothing happens.
+    let early = timeout(Duration::from_millis(1500), sending.as_mut()).await;
+    assert!(early.is_err(), "before the command reads: {early:?}");
+    let idle = idle().await;
+    let touch = format!("touch {file}");
+    let (answer, touched) = tokio::join!(sending, idle.user.caller.sh(&idle.id, &touch));
+    assert_eq!(touched["exit_code"], 0, "{touched}");
+    answer.expect_status(204);
     assert_eq!(execution.ended().await["exit_code"], 0);
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::boxes::{idle, small};
 use crate::support::caller::new_user;
 use crate::support::executions::is_active;
-use crate::support::{eventually, eventually_some};
+use crate::support::{eventually, eventually_some, repeat_until_below};
 
 #[tokio::test]
 async fn outcome_is_the_processes_own() {
@@ -56,20 +56,26 @@ async fn timeout_kills_the_process_group_and_keeps_the_output() {
     let mark = format!("6{:05}", rand::random::<u16>());
     let text = format!("echo begun; sleep {mark} & sleep {mark}");
     let body = json!({"command": ["sh", "-c", text], "timeout": 0.5});
-    let begun = Instant::now();
-    let execution = caller.start(&idle.id, &body).await;
-    let record = execution.ended().await;
-    let took = begun.elapsed();
-    assert!(
-        took >= Duration::from_millis(500) && took < Duration::from_secs(5),
-        "{took:?}"
-    );
-    assert_eq!(record["status"], "timed_out", "{record}");
-    assert!(record.get("exit_code").is_none(), "{record}");
-    assert!(record["duration_ms"].as_u64().unwrap() >= 500, "{record}");
-    assert_eq!(execution.stdout().await, "begun\n");
-    let sleeping = format!("sleep {mark}");
-    assert!(!caller.has_process(&idle.id, &sleeping).await);
+    repeat_until_below(Duration::from_secs(5), async || {
+        let begun = Instant::now();
+        let execution = caller.start(&idle.id, &body).await;
+        let record = execution.ended().await;
+        let took = begun.elapsed();
+        assert!(took >= Duration::from_millis(500), "{took:?}");
+        assert_eq!(record["status"], "timed_out", "{record}");
+        assert!(record.get("exit_code").is_none(), "{record}");
+        assert!(record["duration_ms"].as_u64().unwrap() >= 500, "{record}");
+        let sleeping = format!("sleep {mark}");
+        assert!(!caller.has_process(&idle.id, &sleeping).await);
+        let output = execution.stdout().await;
+        // On a machine that stalls the command may be killed before it writes.
+        if output.is_empty() {
+            return Duration::MAX;
+        }
+        assert_eq!(output, "begun\n");
+        took
+    })
+    .await;
 }
 
 #[tokio::test]

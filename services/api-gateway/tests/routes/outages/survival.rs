@@ -7,19 +7,21 @@
 use std::cell::Cell;
 use std::fmt::Write as _;
 
+use futures::StreamExt as _;
 use futures::future::join_all;
+use futures::stream;
 use serde_json::{Value, json};
 
 use super::start_system;
 use crate::support::boxes::small;
 use crate::support::caller::Caller;
-use crate::support::executions::Execution;
+use crate::support::executions::{Execution, is_active};
 use crate::support::sse::Events;
 use crate::support::{TIMEOUT, eventually};
 
 const COMMANDS: usize = 50;
-/// Begins when there is the file `go`, and ends when there is the file `stop`.
-const COUNTING: &str = "until [ -e /tmp/go ]; do sleep 0.5; done; n=0; \
+/// Begins when another process opens the FIFO `go`, and ends when there is the file `stop`.
+const COUNTING: &str = ": < /tmp/go; n=0; \
     while [ ! -e /tmp/stop ]; do seq $((n+10000001)) $((n+10010000)); n=$((n+10000)); done; exit 7";
 /// The first number of [`COUNTING`].
 const FIRST: u64 = 10_000_001;
@@ -95,6 +97,22 @@ impl Followed {
         .await
     }
 
+    /// Waits until it has ended. The fifty commands and their followers use all processors, so a part may
+    /// not answer in time.
+    async fn ended(&self) -> Value {
+        let path = format!("{}?wait=30", self.execution.path);
+        eventually("the command has ended", async || {
+            let answer = self.execution.caller.get(&path).await;
+            if answer.status != 200 {
+                assert!(matches!(answer.status, 502..=504), "{answer:?}");
+                return None;
+            }
+            let record = answer.json();
+            (!is_active(&record)).then_some(record)
+        })
+        .await
+    }
+
     /// Follows until the end, which it returns.
     async fn follow(&self) -> Value {
         let mut last: Option<String> = None;
@@ -151,10 +169,13 @@ async fn expect_survival(part: &str) {
     let id = admin.create_running(&body).await;
     let ended = admin.start_sh(&id, "exit 3").await;
     let outcome = ended.ended().await;
+    admin.sh(&id, "mkfifo /tmp/go").await;
     let starts = (0..COMMANDS).map(|n| Followed::start(&admin, &id, n % 2 == 0));
-    let followed = join_all(starts).await;
+    // A few at once: the box has half a processor.
+    let followed: Vec<Followed> = stream::iter(starts).buffered(5).collect().await;
     let killing = async {
-        admin.sh(&id, "touch /tmp/go").await;
+        // It stays open for commands that have not come to it yet.
+        admin.start_sh(&id, "exec sleep 3600 > /tmp/go").await;
         progress(&followed).await;
         assert!(system.kill(part, 0));
         system.wait_ready(TIMEOUT).await.unwrap();
@@ -170,7 +191,7 @@ async fn expect_survival(part: &str) {
     let waiting = async {
         match is_gateway {
             true => Value::Null,
-            false => followed[0].execution.ended().await,
+            false => followed[0].ended().await,
         }
     };
     let following = join_all(followed.iter().map(Followed::follow));

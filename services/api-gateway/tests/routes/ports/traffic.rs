@@ -1,7 +1,7 @@
 //! Many and large requests to ports, streams, and WebSockets, with the default limits.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -16,9 +16,9 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
-use crate::support::TIMEOUT;
 use crate::support::site::{Preview, Site};
 use crate::support::system::with_default_limits;
+use crate::support::{TIMEOUT, repeat_until_below};
 
 /// Requests that are open at once.
 const TOGETHER: usize = 200;
@@ -155,34 +155,48 @@ async fn live(site: &Site, preview: &Preview) -> WebSocketStream<MaybeTlsStream<
     socket
 }
 
-async fn expect_end(mut socket: WebSocketStream<MaybeTlsStream<TcpStream>>) {
-    let end = timeout(END, socket.next()).await;
+/// Waits for the end of a WebSocket, and returns how long it took.
+async fn end_of(mut socket: WebSocketStream<MaybeTlsStream<TcpStream>>) -> Duration {
+    let begun = Instant::now();
+    let end = timeout(TIMEOUT, socket.next()).await;
     let end = end.expect("the WebSocket ends with its preview");
+    let took = begun.elapsed();
     assert!(matches!(end, None | Some(Err(_))), "{end:?}");
+    took
 }
 
 #[tokio::test]
 async fn websocket_of_a_preview_ends_with_the_preview_its_creators_key_and_its_environment() {
-    let site = Site::start(with_default_limits().await).await;
-    let caller = &site.user.caller;
+    let system = with_default_limits().await;
+    let site = Site::start(system).await;
+    repeat_until_below(END, async || {
+        let deleted = site.preview(false).await;
+        let socket = live(&site, &deleted).await;
+        site.delete_preview(&deleted).await;
+        end_of(socket).await
+    })
+    .await;
 
-    let deleted = site.preview(false).await;
-    let socket = live(&site, &deleted).await;
-    site.delete_preview(&deleted).await;
-    expect_end(socket).await;
+    repeat_until_below(END, async || {
+        let (key, holder) = site.user.key(json!({})).await;
+        let path = format!("/environments/{}/previews", site.id);
+        let created = holder.post(&path, &json!({"port": 8000})).await;
+        let of_key = Preview::read(&created.expect_status(201));
+        let socket = live(&site, &of_key).await;
+        let revoked = site.user.caller.delete(&format!("/api-keys/{key}")).await;
+        revoked.expect_status(204);
+        end_of(socket).await
+    })
+    .await;
 
-    let (key, holder) = site.user.key(json!({})).await;
-    let path = format!("/environments/{}/previews", site.id);
-    let created = holder.post(&path, &json!({"port": 8000})).await;
-    let of_key = Preview::read(&created.expect_status(201));
-    let socket = live(&site, &of_key).await;
-    let revoked = caller.delete(&format!("/api-keys/{key}")).await;
-    revoked.expect_status(204);
-    expect_end(socket).await;
-
-    let of_environment = site.preview(false).await;
-    let socket = live(&site, &of_environment).await;
-    let ended = caller.delete(&format!("/environments/{}", site.id)).await;
-    assert!(ended.status < 300, "{ended:?}");
-    expect_end(socket).await;
+    repeat_until_below(END, async || {
+        let site = Site::start(system).await;
+        let of_environment = site.preview(false).await;
+        let socket = live(&site, &of_environment).await;
+        let path = format!("/environments/{}", site.id);
+        let ended = site.user.caller.delete(&path).await;
+        assert!(ended.status < 300, "{ended:?}");
+        end_of(socket).await
+    })
+    .await;
 }

@@ -8,21 +8,29 @@ GET /live            a WebSocket with a message for each change of the page's fi
 GET /together?N      the answer when N of these requests are open
 GET /content?PIECES  so many pieces of content
 PUT /content         the sum of the body
+OPTIONS /...         `options`, with a CORS header of the server's own
 """
 import base64
+import contextlib
 import hashlib
 import http.server
 import os
 import select
+import socket
 import struct
 import threading
 
 PAGE = "/tmp/site/index.html"
 PIECE = 1 << 16
 DEADLINE = 60
+# The requests that are read and answered at once, each by a thread. On Kubernetes a box may have 128.
+THREADS = 64
 received = []
-meeting = threading.Condition()
-waiting = 0
+meeting = threading.Lock()
+# The open connections of the requests that wait for others.
+waiting = []
+# These, and those that waited before.
+of_meetings = set()
 
 
 def modified():
@@ -78,6 +86,14 @@ class Site(http.server.BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers["Content-Length"] or 0))
         self.answer(b"done")
 
+    def do_OPTIONS(self):
+        received.append(self.path)
+        self.send_response(200)
+        self.send_header("Access-Control-Allow-Origin", "https://of-the-box.example")
+        self.send_header("Content-Length", "7")
+        self.end_headers()
+        self.wfile.write(b"options")
+
     def do_PUT(self):
         left = int(self.headers["Content-Length"])
         content = hashlib.sha256()
@@ -97,12 +113,18 @@ class Site(http.server.BaseHTTPRequestHandler):
             self.wfile.write(struct.pack("<Q", number) * (PIECE // 8))
 
     def together(self, count):
-        global waiting
+        """Leaves the request open without a thread. The last one answers all."""
+        self.close_connection = True
         with meeting:
-            waiting += 1
-            meeting.notify_all()
-            met = meeting.wait_for(lambda: waiting >= count, DEADLINE)
-        self.answer(b"met" if met else b"alone")
+            waiting.append(self.connection)
+            of_meetings.add(self.connection)
+            if len(waiting) == 1:
+                alone = threading.Timer(DEADLINE, answer_waiting, [b"alone"])
+                alone.daemon = True
+                alone.start()
+            has_met = len(waiting) == count
+        if has_met:
+            answer_waiting(b"met")
 
     def changes(self, seen):
         """Yields at each change of the page after `seen`, until the client is gone."""
@@ -138,8 +160,35 @@ class Site(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"\x81\x06reload")
 
 
+def answer_waiting(body):
+    with meeting:
+        open_connections, waiting[:] = waiting[:], []
+    head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+    for connection in open_connections:
+        with contextlib.suppress(OSError), connection:
+            connection.sendall(head + body)
+            connection.shutdown(socket.SHUT_WR)
+
+
 class Server(http.server.ThreadingHTTPServer):
+    # Connections above the number of threads wait here.
     request_queue_size = 256
+    threads = threading.Semaphore(THREADS)
+
+    def process_request(self, request, client_address):
+        self.threads.acquire()
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request, client_address):
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.threads.release()
+
+    def shutdown_request(self, request):
+        # A request that meets others is answered and closed with them.
+        if request not in of_meetings:
+            super().shutdown_request(request)
 
 
 Server(("127.0.0.1", 8000), Site).serve_forever()

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::TIMEOUT;
 use super::caller::Caller;
 use super::eventually_some;
 use super::socket::Socket;
@@ -70,14 +71,14 @@ impl Streams {
         );
     }
 
-    /// Asserts that all streams end with 401 by the deadline, and that their commands are killed.
-    /// `observer` has access to the environment still.
-    pub async fn expect_unauthorized(self, observer: &Caller, id: &str) {
-        self.expect_end(401, 401, 4401, observer, id).await;
+    /// Asserts that all streams end with 401, and that their commands are killed. Returns how long the
+    /// last stream took. `observer` has access to the environment still.
+    pub async fn expect_unauthorized(self, observer: &Caller, id: &str) -> Duration {
+        self.expect_end(401, 401, 4401, observer, id).await
     }
 
-    /// Asserts that all streams end by the deadline: those of the environment and those of all
-    /// events with these error codes, the sockets with this close code.
+    /// Asserts that all streams end: those of the environment and those of all events with these error
+    /// codes, the sockets with this close code. Returns how long the last one took.
     pub async fn expect_end(
         self,
         environment_code: u16,
@@ -85,18 +86,17 @@ impl Streams {
         close: u16,
         observer: &Caller,
         id: &str,
-    ) {
-        let deadline = Instant::now() + END_DEADLINE;
-        let left = || deadline.saturating_duration_since(Instant::now());
+    ) -> Duration {
+        let begun = Instant::now();
         let events = self
             .events
             .into_iter()
             .map(|events| (events, environment_code));
         let lists = self.lists.into_iter().map(|events| (events, list_code));
         for (events, code) in events.chain(lists) {
-            let rest = timeout(left(), events.read_to_end())
+            let rest = timeout(TIMEOUT, events.read_to_end())
                 .await
-                .expect("events end in time");
+                .expect("events end");
             let last = rest.last().expect("a last event");
             assert_eq!(
                 (last.name.as_str(), &last.json()["code"]),
@@ -104,19 +104,21 @@ impl Streams {
             );
         }
         for mut socket in self.sockets {
-            let output = timeout(left(), socket.read_to_end())
+            let output = timeout(TIMEOUT, socket.read_to_end())
                 .await
-                .expect("sockets close in time");
+                .expect("sockets close");
             assert_eq!(output.close.0, close, "{output:?}");
             assert!(
                 output.exit.is_none() && output.error.is_some(),
                 "{output:?}"
             );
         }
+        let took = begun.elapsed();
         let text = format!("sleep {}", self.mark);
         eventually_some("their commands are killed", END_DEADLINE, async || {
             (!observer.has_process(id, &text).await).then_some(())
         })
         .await;
+        took
     }
 }

@@ -31,21 +31,24 @@ pub async fn shared() -> &'static System {
 
 static DEFAULTS: OnceCell<System> = OnceCell::const_new();
 
-/// One replica of each service, with the default limits.
+/// One replica of each service, with the default limits, and with CORS.
 pub async fn with_default_limits() -> &'static System {
     DEFAULTS
-        .get_or_init(async || System::start(options()).await.unwrap())
+        .get_or_init(async || {
+            let options = options().env("api-gateway", "AGENTBOX_CORS_ORIGINS", ORIGIN);
+            System::start(options).await.unwrap()
+        })
         .await
 }
 
 /// The lifetime of a login on [`short_lived`], in seconds.
-pub const TOKEN_S: u64 = 10;
+pub const TOKEN_S: u64 = 20;
 /// The lifetime of a ticket on [`short_lived`], in seconds.
-pub const TICKET_S: u64 = 3;
+pub const TICKET_S: u64 = 8;
 /// The ping interval on [`short_lived`], in seconds.
-pub const PING_S: u64 = 2;
+pub const PING_S: u64 = 4;
 
-/// The origin whose pages may use [`short_lived`].
+/// The origin whose pages may use [`short_lived`] and [`with_default_limits`].
 pub const ORIGIN: &str = "https://app.example";
 
 static SHORT_LIVED: OnceCell<System> = OnceCell::const_new();

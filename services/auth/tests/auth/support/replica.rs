@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -18,10 +19,13 @@ use super::{ADMIN, ADMIN_PASSWORD};
 const SECRET: &str = "a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7";
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// The connections of a replica to Postgres.
+pub const CONNECTIONS: usize = 8;
 
 pub struct Replica {
     process: Child,
     port: u16,
+    _port_lock: File,
     admin_url: String,
     log: PathBuf,
     /// A connection as the gateway.
@@ -30,12 +34,22 @@ pub struct Replica {
     _system: System,
 }
 
-/// A free port below the range of ephemeral ports.
-fn free_port() -> u16 {
+/// Reserves a free port below the range of ephemeral ports. Like those of `agentbox-local`, it is locked by
+/// a file until that is closed, so no other test takes it before the replica listens.
+fn reserve_port() -> (u16, File) {
+    let user = std::fs::metadata("/proc/self").unwrap().uid();
+    let directory = std::env::temp_dir().join(format!("agentbox-ports-{user}"));
+    std::fs::create_dir_all(&directory).unwrap();
     loop {
         let port = 20_000 + rand::random::<u16>() % 10_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(directory.join(port.to_string()))
+            .unwrap();
+        if file.try_lock().is_ok() && TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return (port, file);
         }
     }
 }
@@ -80,7 +94,7 @@ fn spawn_process(
         .env("AGENTBOX_ADMIN_LISTEN", format!("127.0.0.1:{port}"))
         .env("AGENTBOX_LOG", "debug,sqlx=info,sea_orm=info")
         .env("AGENTBOX_DATABASE_URL", database_url)
-        .env("AGENTBOX_DATABASE_CONNECTIONS", "8")
+        .env("AGENTBOX_DATABASE_CONNECTIONS", CONNECTIONS.to_string())
         .env("AGENTBOX_AUTH_SECRET", SECRET)
         .env("AGENTBOX_ADMIN_USERNAME", ADMIN)
         .envs(password)
@@ -110,7 +124,7 @@ impl Replica {
 
     async fn spawn(database_url: &str, environment: &[(&str, &str)]) -> Self {
         let (system, nats) = TestNats::own().await.unwrap();
-        let port = free_port();
+        let (port, port_lock) = reserve_port();
         let name = format!("agentbox-auth-test-{}.log", InstanceId::random());
         let log = std::env::temp_dir().join(name);
         let process = spawn_process(&nats, port, &log, database_url, environment);
@@ -119,6 +133,7 @@ impl Replica {
         Self {
             process,
             port,
+            _port_lock: port_lock,
             admin_url,
             log,
             bus,

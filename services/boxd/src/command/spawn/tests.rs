@@ -32,7 +32,7 @@ fn run_to_end(
 ) -> io::Result<(WaitStatus, String)> {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
     let streams = StandardStreams::Pipes {
-        stdin: None,
+        stdin: File::open("/dev/null")?.into(),
         stdout: writer.try_clone()?,
         stderr: writer,
     };

@@ -83,6 +83,35 @@ async fn input_belongs_to_one_client_and_passes_on() {
 }
 
 #[tokio::test]
+async fn input_of_an_ended_execution_passes_to_nobody() {
+    const BYTES: usize = 12 * 1024 * 1024;
+    let (boxd, client) = TestBox::idle().await;
+    let (other_client, _relay) = boxd.abortable_client().await;
+    let wanted = ExecutionStart {
+        stdin: StdinMode::Open.into(),
+        keep_bytes: 16 * 1024 * 1024,
+        ..script(&format!("read line; yes | head -c {BYTES}"))
+    };
+    let id = started(&client, wanted).await;
+    let mut holder = attach(&client, &id, false).await;
+    assert!(attached(&mut holder).await.has_input);
+    // It has not received all output when the holder leaves.
+    let mut slow = attach(&other_client, &id, false).await;
+    assert!(!attached(&mut slow).await.has_input);
+    keys(&holder, "go\n").await;
+    assert_eq!(holder.finish().await.data[0].len(), BYTES);
+    let mut received = 0;
+    while let Some(output) = slow.next().await.unwrap() {
+        match output {
+            Output::Output(piece) => received += piece.data.len(),
+            Output::Execution(execution) => assert_eq!(execution.exit_code, Some(0)),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(received, BYTES);
+}
+
+#[tokio::test]
 async fn next_client_of_a_terminal_gets_the_last_screenful_and_a_resize() {
     let (boxd, client) = TestBox::idle().await;
     let lines = "i=0; while [ $i -lt 3000 ]; do echo line-$i-xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; i=$((i+1)); done";

@@ -331,12 +331,13 @@ async fn execution_outlives_its_connection_unless_it_has_a_grace() {
     let (cut, relay) = boxd.abortable_client().await;
     let lasting = started(&cut, command(&["sleep", "1000"])).await;
     let wanted = ExecutionStart {
-        orphan_grace_ms: 1500,
+        // Longer than the machine may stall before the follower is there.
+        orphan_grace_ms: 5000,
         ..command(&["sleep", "1000"])
     };
     let orphan = started(&cut, wanted).await;
     let _follower = follow(&cut, &orphan, None).await;
-    let followed = get(&client, &orphan, 2500).await.unwrap();
+    let followed = get(&client, &orphan, 6000).await.unwrap();
     assert_eq!(status(&followed), ExecutionStatus::Running);
     relay.abort();
     let ended = get(&client, &orphan, 20_000).await.unwrap();

@@ -1,8 +1,9 @@
 //! Boxes: each a real boxd, as a plain process.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use agentbox_box_protocol::token::BoxToken;
@@ -24,6 +25,16 @@ fn boxd() -> PathBuf {
 
 const START_DEADLINE: Duration = Duration::from_secs(10);
 
+/// A loopback address that no other box of any test process uses.
+fn own_address() -> SocketAddr {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    // boxd's own tests use those below 127.200.
+    let ip = Ipv4Addr::new(127, 200 + high % 50, low, number);
+    SocketAddr::new(IpAddr::V4(ip), variables::DEFAULT_PORT)
+}
+
 pub struct TestBox {
     pub id: EnvironmentId,
     pub address: SocketAddr,
@@ -44,9 +55,7 @@ impl TestBox {
 
     async fn start(command: &[&str]) -> Self {
         let id = EnvironmentId::random();
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let address = free.local_addr().unwrap();
-        drop(free);
+        let address = own_address();
         let scratch = tempfile::tempdir().unwrap();
         let output = proxy::output_dir(&id);
         std::fs::create_dir_all(&output).unwrap();

@@ -29,6 +29,10 @@ pub type Outputs<T> = mpsc::Sender<Result<T, Status>>;
 /// What a box does in a call. The calls that a test does not need are not implemented.
 #[async_trait::async_trait]
 pub trait Behaviour: Send + Sync + 'static {
+    async fn run(&self, _inputs: Streaming<proto::RunInput>, outputs: Outputs<proto::RunOutput>) {
+        let _ = outputs.send(Err(Status::unimplemented("run"))).await;
+    }
+
     async fn files(&self, _inputs: Streaming<FileInput>, outputs: Outputs<FileOutput>) {
         let _ = outputs.send(Err(Status::unimplemented("files"))).await;
     }
@@ -123,7 +127,7 @@ type Replies<T> = ReceiverStream<Result<T, Status>>;
 
 #[tonic::async_trait]
 impl<B: Behaviour> Boxd for FakeBoxd<B> {
-    type RunStream = Empty<Result<proto::RunOutput, Status>>;
+    type RunStream = Replies<proto::RunOutput>;
     type LogsStream = Empty<Result<proto::LogsReply, Status>>;
     type FilesStream = Replies<FileOutput>;
     type ExecutionsStream = Replies<ExecutionOutput>;
@@ -168,9 +172,13 @@ impl<B: Behaviour> Boxd for FakeBoxd<B> {
 
     async fn run(
         &self,
-        _: Request<Streaming<proto::RunInput>>,
+        request: Request<Streaming<proto::RunInput>>,
     ) -> Result<Response<Self::RunStream>, Status> {
-        Err(Status::unimplemented("run"))
+        let (outputs, replies) = mpsc::channel(1);
+        let behaviour = Arc::clone(&self.0);
+        let inputs = request.into_inner();
+        tokio::spawn(async move { behaviour.run(inputs, outputs).await });
+        Ok(Response::new(ReceiverStream::new(replies)))
     }
 
     async fn control(

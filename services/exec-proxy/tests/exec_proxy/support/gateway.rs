@@ -19,7 +19,7 @@ use chrono::Utc;
 
 use super::{TestBox, proxy};
 
-const DEADLINE: Duration = Duration::from_secs(5);
+const DEADLINE: Duration = Duration::from_secs(20);
 
 pub type ClientSession = Session<ToBox, FromBox>;
 

@@ -178,7 +178,7 @@ fn process() {
         .unwrap();
         let limits = Limits {
             sessions_per_box: 8,
-            session_grace: Duration::from_secs(2),
+            session_grace: Duration::from_secs(5),
             ..Limits::default()
         };
         let secret: BoxSecret = SECRET.parse().unwrap();

@@ -3,7 +3,8 @@
 //!
 //! * I1. The row records that its policy is not applied yet. When this process is killed in between,
 //!   or the cluster does not answer, the reconcile of the environment applies it.
-//! * I2. Changes that wait for their clusters leave most requests of this replica to others.
+//! * I2. Changes that wait for their clusters are bounded, for each owner and in total
+//!   ([`super::policy_changes`]).
 
 use std::time::Duration;
 
@@ -26,10 +27,6 @@ use crate::environment::store::{Patch, StoreError};
 /// How long a PATCH waits for its network policy. Below the gateway's deadline, and above the five
 /// seconds that Kubernetes may take to enforce a policy.
 const APPLY_TIMEOUT: Duration = Duration::from_secs(8);
-
-/// Changes that wait at once until their network policy is applied. A part of the requests that a
-/// server of the bus has in flight (256).
-pub(super) const MAX_POLICY_CHANGES: usize = 64;
 
 /// The public error when a stored policy could not be applied yet.
 fn not_applied(cause: &str) -> Error {
@@ -122,9 +119,8 @@ impl Environments {
     async fn apply_network_policy(&self, record: &Record) -> Result<bool, Error> {
         let inner = self.inner();
         let environment = &record.environment;
-        let Ok(_place) = inner.policy_changes.try_acquire() else {
-            return Err(not_applied("too many changes wait for their clusters"));
-        };
+        let begun = inner.policy_changes.begin(&environment.owner);
+        let _place = begun.map_err(|bound| not_applied(&bound))?;
         let Some(cluster) = inner.clusters.get(&environment.cluster) else {
             return Err(not_applied("its cluster is not configured"));
         };

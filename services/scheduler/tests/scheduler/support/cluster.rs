@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use agentbox_bus::Bus;
 use agentbox_contracts::environment::rpc::{
-    Create, CreateRequest, Get, GetRequest, Health, HealthReply,
+    Create, CreateRequest, Delete, DeleteRequest, Get, GetRequest, Health, HealthReply,
 };
 use agentbox_contracts::environment::{Environment, EnvironmentEvent, EnvironmentRequest, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
@@ -30,6 +30,8 @@ static CONTAINERD: OnceCell<TestContainerd> = OnceCell::const_new();
 
 pub const CLUSTER: &str = "local";
 pub const CALL: Duration = Duration::from_secs(5);
+/// How long the next event, or the answer to a repeated request, may take.
+const NEXT: Duration = Duration::from_secs(20);
 
 /// One test's own database, bus, cluster and exec-proxy.
 pub struct World {
@@ -79,6 +81,12 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Whether a request got no answer of a scheduler: NATS may still deliver one to a replica that was just
+/// killed, and on a busy machine Postgres may give none a connection in time.
+pub fn is_without_answer(error: &Error) -> bool {
+    matches!(error.code, ErrorCode::Timeout | ErrorCode::Unavailable)
 }
 
 impl World {
@@ -220,8 +228,24 @@ impl World {
             .await
     }
 
+    /// Deletes an environment without a grace period. A request without an answer is repeated.
+    pub async fn force_delete(&self, id: &EnvironmentId) {
+        let request = DeleteRequest {
+            id: id.clone(),
+            force: true,
+        };
+        eventually("the deletion is answered", NEXT, async || {
+            let answer = self.gateway.call::<Delete>(&request, CALL).await;
+            if let Err(error) = &answer {
+                assert!(is_without_answer(error), "{error}");
+            }
+            answer.is_ok()
+        })
+        .await;
+    }
+
     /// Waits for a status. Fails at once when the environment has ended with another one. A question
-    /// without an answer is repeated: NATS may still deliver one to a replica that was just killed.
+    /// without an answer is repeated.
     pub async fn wait_for_status(
         &self,
         id: &EnvironmentId,
@@ -234,7 +258,7 @@ impl World {
             let may_change = match answer {
                 Ok(environment) if environment.status == status => return environment,
                 Ok(ref environment) => !environment.status.is_ended(),
-                Err(ref error) => error.code == ErrorCode::Timeout,
+                Err(ref error) => is_without_answer(error),
             };
             assert!(
                 may_change && begun.elapsed() < within,
@@ -253,7 +277,7 @@ impl World {
             .unwrap();
         let mut events = Vec::new();
         while events.len() < count {
-            let next = tokio::time::timeout(CALL, stream.next()).await;
+            let next = tokio::time::timeout(NEXT, stream.next()).await;
             events.push(
                 next.expect("another event")
                     .expect("the stream has not ended")

@@ -86,7 +86,7 @@ async fn slow_reader_stops_sender_without_retransmits() {
     let (mut opened, served) = ends.session().await;
     let (mut sender, _receiver) = served.split();
     let mut accepted = 0;
-    let stalled = Duration::from_secs(1);
+    let stalled = Duration::from_secs(3);
     loop {
         let message = FromBox::Stdout(chunk(accepted, MAX_CHUNK));
         if tokio::time::timeout(stalled, sender.send(message))

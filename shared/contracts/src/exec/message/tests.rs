@@ -31,6 +31,7 @@ fn from_box() -> Vec<FromBox> {
         ..Exit::default()
     };
     vec![
+        FromBox::CommandStarted,
         FromBox::Stdout(Bytes::from_static(b"\xff\x00")),
         FromBox::Stderr(Bytes::from_static(b"e")),
         FromBox::Exit(exit.clone()),

@@ -1,7 +1,7 @@
 # Addresses that could answer over IPv6: on the link, and beyond it.
 import socket, time
 
-targets = ["ff02::1", "ff02::2", "fe80::1", "fd00::1", "2001:db8::1", "2606:4700:4700::1111",
+targets = ["ff02::1", "ff02::2", "fe80::1", "fd00::1", "2001:db8::1", "3fff::1",
            "fd00:ec2::254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1", "::ffff:169.254.169.254"]
 targets += os.environ.get("TARGETS", "").split()
 scope = socket.if_nametoindex("eth0")
