@@ -140,7 +140,10 @@ async fn box_that_is_not_known_to_be_alive_is_not_claimed() {
         .await;
     assert!(claim(store, &pool).await.is_none(), "it was seen long ago");
     store.mark_warm_box_seen(&id).await.unwrap();
-    store.drain_warm_boxes(&[id.clone()]).await.unwrap();
+    store
+        .drain_warm_boxes(std::slice::from_ref(&id))
+        .await
+        .unwrap();
     store.mark_warm_box_seen(&id).await.unwrap();
     assert!(claim(store, &pool).await.is_none(), "it is being removed");
     let due = store.take_due_warm_boxes(CLUSTER, 8).await.unwrap();
