@@ -68,7 +68,7 @@ pub async fn watch(context: Arc<Context>) -> Result<ChangeStream, RuntimeError> 
         |(mut watch, mut maintenance)| async move {
             let change = tokio::select! {
                 change = watch.next() => change,
-                error = maintenance.ended() => Err(error),
+                defect = maintenance.ended() => Err(defect),
             };
             match change {
                 Ok(change) => Some((change, (watch, maintenance))),
