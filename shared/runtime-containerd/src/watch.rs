@@ -68,7 +68,7 @@ pub async fn watch(context: Arc<Context>) -> Result<ChangeStream, RuntimeError> 
         |(mut watch, mut maintenance)| async move {
             let change = tokio::select! {
                 change = watch.next() => change,
-                ended = maintenance.ended() => Err(ended),
+                defect = maintenance.ended() => Err(defect),
             };
             match change {
                 Ok(change) => Some((change, (watch, maintenance))),

@@ -10,6 +10,7 @@
 
 use std::io;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agentbox_bus::{SessionReceiver, SessionSender};
@@ -123,6 +124,8 @@ fn start(
 struct Traffic {
     /// Cancelled when one direction has ended.
     half_closed: CancellationToken,
+    /// The port has ended its side.
+    port_ended: AtomicBool,
     moved: Notify,
 }
 
@@ -167,10 +170,18 @@ async fn carry(
     let mut route = gateway.routes.watch(&environment);
     let mut ended =
         pin!(route.wait_for(|route| route.is_some_and(|route| route.status != Status::Running)));
+    let mut is_read = true;
     loop {
         tokio::select! {
             () = &mut both => break,
-            () = unused.closed() => break,
+            // The stream was dropped. When the port has ended, that is no loss, and what the client has
+            // sent before is still carried.
+            () = unused.closed(), if is_read => {
+                is_read = false;
+                if !traffic.port_ended.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
             () = &mut ended => {
                 refused.cancel();
                 break;
@@ -243,6 +254,9 @@ async fn read(
         };
         let length = part.as_ref().map_or(0, Bytes::len);
         gateway.port_rates.pass(user, length).await;
+        if matches!(&part, Ok(bytes) if bytes.is_empty()) {
+            traffic.port_ended.store(true, Ordering::Relaxed);
+        }
         if carried.send(part.map_err(io::Error::other)).await.is_err() {
             return;
         }

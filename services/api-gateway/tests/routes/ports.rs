@@ -17,11 +17,11 @@ use crate::support::caller::{Caller, User, new_user};
 use crate::support::{TIMEOUT, eventually, repeat_until_below};
 
 /// A server that answers with each request, and with headers of its own. A request that asks for the
-/// protocol `echo` gets it. With the protocol `first` the server sends one line, ends its side, and then
-/// writes what it receives to a file. On port 8001 it speaks no HTTP.
+/// protocol `echo` gets it. With the protocol `first` the server sends one line, ends its side, receives to
+/// the end, and then adds a line to a file: how many bytes it has received. On port 8001 it speaks no HTTP.
 const SERVER: &str = r#"
 cat > /tmp/server.py <<'END'
-import os, socket, threading
+import socket, threading
 
 def answer(connection, port):
     request = b""
@@ -41,11 +41,11 @@ def answer(connection, port):
         connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\n"
                            b"Connection: Upgrade\r\nUpgrade: first\r\n\r\nfirst\n")
         connection.shutdown(socket.SHUT_WR)
-        with open("/tmp/late.part", "wb") as late:
-            late.write(body)
-            while part := connection.recv(65536):
-                late.write(part)
-        os.rename("/tmp/late.part", "/tmp/late")
+        received = len(body)
+        while part := connection.recv(65536):
+            received += len(part)
+        with open("/tmp/received", "a") as file:
+            file.write(f"{received}\n")
     elif b"upgrade: echo" in lines:
         connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\n"
                            b"Connection: Upgrade\r\nUpgrade: echo\r\n\r\n" + body)

@@ -1,5 +1,7 @@
 //! Upgraded connections of which one side has ended.
 
+use std::fmt::Write as _;
+
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -34,17 +36,23 @@ async fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
 #[tokio::test]
 async fn server_that_has_ended_its_side_gets_the_clients_bytes_to_their_end() {
     let served = Served::start().await;
-    let mut stream = served.upgrade("first").await;
-    assert_eq!(read_to_end(&mut stream).await, b"first\n");
-    let bytes = vec![b'x'; BYTES];
-    let sent = timeout(TIMEOUT, stream.write_all(&bytes)).await;
-    sent.expect("the server reads").unwrap();
-    stream.shutdown().await.unwrap();
-    eventually("the server has the end", async || {
-        let size = served.user.caller.sh(&served.id, "wc -c < /tmp/late").await;
-        (size["exit_code"] == 0).then(|| assert_eq!(size["stdout"], format!("{BYTES}\n")))
-    })
-    .await;
+    let mut expected = String::new();
+    // Short ones, because the last bytes and the end of a connection follow each other at once.
+    for length in std::iter::once(BYTES).chain([9000; 20]) {
+        let mut stream = served.upgrade("first").await;
+        assert_eq!(read_to_end(&mut stream).await, b"first\n");
+        let bytes = vec![b'x'; length];
+        let sent = timeout(TIMEOUT, stream.write_all(&bytes)).await;
+        sent.expect("the server reads").unwrap();
+        stream.shutdown().await.unwrap();
+        writeln!(expected, "{length}").unwrap();
+        eventually("the server has the end", async || {
+            let received = served.user.caller.sh(&served.id, "cat /tmp/received").await;
+            let lines = received["stdout"].as_str().unwrap().lines().count();
+            (lines == expected.lines().count()).then(|| assert_eq!(received["stdout"], expected))
+        })
+        .await;
+    }
 }
 
 #[tokio::test]

@@ -261,7 +261,9 @@ async fn arguments_up_to_the_kernels_limit_are_passed() {
 #[tokio::test]
 async fn delete_kills_group_and_jobs_and_keeps_the_record() {
     let (_boxd, client) = TestBox::idle().await;
-    let wanted = script("set -m; sleep 1000 & echo $!; sleep 1001 | cat & echo $!; echo up; wait");
+    // The shell complains that it has no terminal, which could come between the lines.
+    let jobs = "sleep 1000 & echo $!; sleep 1001 | cat & echo $!; echo up; wait";
+    let wanted = script(&format!("exec 2> /dev/null; set -m; {jobs}"));
     let id = started(&client, wanted).await;
     let text = follow(&client, &id, None).await.until("up").await;
     let children: Vec<i32> = text.lines().filter_map(|line| line.parse().ok()).collect();

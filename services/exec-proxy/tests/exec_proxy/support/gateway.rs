@@ -20,6 +20,8 @@ use chrono::Utc;
 use super::{TestBox, proxy};
 
 const DEADLINE: Duration = Duration::from_secs(20);
+/// The real gateway's. After it a session whose exec-proxy has not answered is given up.
+const OPEN_DEADLINE: Duration = Duration::from_secs(5);
 
 pub type ClientSession = Session<ToBox, FromBox>;
 
@@ -94,7 +96,7 @@ impl Gateway {
 
     pub async fn open_as(&self, open: &Open) -> Result<ClientSession, Error> {
         self.bus
-            .open_session::<BoxSession>(&self.cluster, open, DEADLINE)
+            .open_session::<BoxSession>(&self.cluster, open, OPEN_DEADLINE)
             .await
     }
 
