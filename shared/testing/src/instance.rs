@@ -2,7 +2,8 @@
 //!
 //! * I1. The instance ends when the value is dropped, and when this process ends in any way: this
 //!   process holds the other end of a pipe that the supervisor reads.
-//! * I2. The logs of a failed test are kept, and their directory is printed.
+//! * I2. The logs of a failed test are kept, and their directory is printed; also those of instances that
+//!   several tests share, which nobody drops.
 
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 use crate::log_tail::{last_lines, tail};
 use crate::paths::{self, Layout, NotBuilt, TEST_DIRECTORY};
 use crate::plan::Plan;
+use crate::shared_logs;
 use crate::state::{Phase, State};
 use crate::tool::ToolError;
 
@@ -83,6 +85,7 @@ impl Instance {
             .spawn()
             .map_err(StartError::Spawn)?;
         let stdin = supervisor.stdin.take();
+        shared_logs::register(&layout);
         let mut instance = Self {
             layout,
             directory: Some(directory),
@@ -141,6 +144,7 @@ impl Instance {
 
     /// Stops the instance and waits until the supervisor has exited.
     pub(crate) async fn stop(&mut self) {
+        shared_logs::unregister(&self.layout);
         drop(self.stdin.take());
         let deadline = Instant::now() + END_DEADLINE;
         while matches!(self.supervisor.try_wait(), Ok(None)) && Instant::now() < deadline {
@@ -163,6 +167,7 @@ impl Instance {
 impl Drop for Instance {
     fn drop(&mut self) {
         // Before the supervisor stops, because the supervisor removes the logs.
+        shared_logs::unregister(&self.layout);
         if std::thread::panicking() {
             self.keep_logs();
         }

@@ -40,6 +40,7 @@ pub mod paths;
 pub mod plan;
 pub mod private_file;
 pub mod process_identity;
+mod shared_logs;
 pub mod state;
 mod system;
 pub mod tool;
