@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::boxes::call::{Call, OPEN_DEADLINE, ended_early};
 use crate::boxes::{self, BoxError, Lease, call};
 use crate::outcome::Outcome;
-use crate::relay::{End, Relay, check_chunk, closed, forward_message};
+use crate::relay::{End, Relay, check_chunk, closed, forward_message, until_ended};
 
 type PortCall = Call<call::Connect>;
 
@@ -64,18 +64,7 @@ async fn carry(relay: &mut Relay, mut call: PortCall) -> End {
     let caller_ended = CancellationToken::new();
     let inbound = carry_inputs(&mut relay.receiver, inputs, &caller_ended);
     let outbound = carry_outputs(&mut call, &relay.lease, &mut relay.sender, &caller_ended);
-    tokio::pin!(inbound, outbound);
-    let mut input_open = true;
-    loop {
-        tokio::select! {
-            end = &mut outbound => return end,
-            ended = &mut inbound, if input_open => match ended {
-                Ok(()) => input_open = false,
-                Err(_gone) => return End::PeerGone,
-            },
-            () = relay.stopping.cancelled() => return End::Stopping,
-        }
-    }
+    until_ended(inbound, outbound, &relay.stopping).await
 }
 
 /// Carries the caller's bytes and their end. Returns when boxd has them, or takes no more.

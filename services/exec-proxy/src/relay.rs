@@ -117,18 +117,7 @@ impl Relay {
         let inputs = call.inputs.clone();
         let inbound = forward_inputs::<K>(&mut self.receiver, &inputs);
         let outbound = forward_outputs(kind, &mut call, &self.lease, &mut self.sender);
-        tokio::pin!(inbound, outbound);
-        let mut input_open = true;
-        loop {
-            tokio::select! {
-                end = &mut outbound => return end,
-                ended = &mut inbound, if input_open => match ended {
-                    Ok(()) => input_open = false,
-                    Err(_gone) => return End::PeerGone,
-                },
-                () = self.stopping.cancelled() => return End::Stopping,
-            }
-        }
+        until_ended(inbound, outbound, &self.stopping).await
     }
 
     /// Ends the session.
@@ -157,6 +146,27 @@ impl Relay {
             End::Failed(error) => Outcome::failed(sender, &error).await,
             End::PeerGone => Outcome::PeerGone,
             End::Stopping => Outcome::refused(sender, stopping_error()).await,
+        }
+    }
+}
+
+/// Runs both directions of a call until the outputs have ended, the gateway is gone or this process stops.
+/// `inbound` may end before.
+pub async fn until_ended(
+    inbound: impl Future<Output = Result<(), Error>>,
+    outbound: impl Future<Output = End>,
+    stopping: &CancellationToken,
+) -> End {
+    tokio::pin!(inbound, outbound);
+    let mut input_open = true;
+    loop {
+        tokio::select! {
+            end = &mut outbound => return end,
+            ended = &mut inbound, if input_open => match ended {
+                Ok(()) => input_open = false,
+                Err(_gone) => return End::PeerGone,
+            },
+            () = stopping.cancelled() => return End::Stopping,
         }
     }
 }

@@ -28,6 +28,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// Stores and sends content. The path of a request selects the answer.
 #[derive(Clone, Default)]
 struct Files {
+    /// The requests that arrived.
+    calls: Arc<AtomicUsize>,
     /// The bytes of content that were sent.
     sent: Arc<AtomicUsize>,
     /// Whether the last call was cancelled.
@@ -106,6 +108,7 @@ impl Behaviour for Files {
             })) => request,
             other => panic!("not a request: {other:?}"),
         };
+        self.calls.fetch_add(1, Ordering::SeqCst);
         let hostile_entries = Entries {
             entries: vec![FileMetadata::default(); 5000],
             ..Entries::default()
@@ -335,8 +338,11 @@ async fn shutdown_ends_transfers_with_an_error_and_cancels_their_calls() {
     let inside = FakeBox::start(files.clone()).await;
     let open = inside.open(stat("/silent"));
     let mut session = system.gateway.open_as(&open).await.unwrap();
-    // The session is open once the proxy has answered.
     session.send(ToBox::End).await.unwrap();
+    eventually("the box is asked", DEADLINE, async || {
+        files.calls.load(Ordering::SeqCst) == 1
+    })
+    .await;
     system.proxy.terminate();
     let error = session.recv().await.unwrap_err();
     assert_eq!(error.code, ErrorCode::BoxLost, "{error}");

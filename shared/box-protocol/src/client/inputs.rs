@@ -4,9 +4,13 @@
 //! in the window of the stream, and dropping the call does not end it: boxd would serve a caller that is
 //! gone. So [`CallExecutor`] runs hyper's tasks and ends the one that has polled cancelled [`Inputs`]. Then
 //! nothing holds the stream, and HTTP/2 resets it.
+//!
+//! * I1. The task of the connection is never ended by a call, although it polls each body first, once or
+//!   several times: it would end all calls of the connection.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::sync::mpsc;
@@ -14,6 +18,8 @@ use tokio_stream::Stream;
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 
 thread_local! {
+    /// The number of the task that runs now; 0: none of a [`CallExecutor`].
+    static RUNNING: Cell<u64> = const { Cell::new(0) };
     /// The token of the inputs that the task which runs now has polled.
     static POLLED: RefCell<Option<CancellationToken>> = const { RefCell::new(None) };
 }
@@ -22,8 +28,8 @@ thread_local! {
 pub struct Inputs<T> {
     receiver: mpsc::Receiver<T>,
     cancelled: CancellationToken,
-    /// The task of the connection polls a body until it has to wait. Then the body's own task does.
-    has_waited: bool,
+    /// The task of the connection: it polls a body until that has to wait. Then the body's own task does.
+    first_task: Option<u64>,
 }
 
 impl<T> Inputs<T> {
@@ -36,7 +42,7 @@ impl<T> Inputs<T> {
         let inputs = Self {
             receiver,
             cancelled,
-            has_waited: false,
+            first_task: None,
         };
         (sender, inputs, guard)
     }
@@ -46,12 +52,11 @@ impl<T> Stream for Inputs<T> {
     type Item = T;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
-        if self.has_waited {
+        let running = RUNNING.get();
+        if *self.first_task.get_or_insert(running) != running {
             POLLED.set(Some(self.cancelled.clone()));
         }
-        let next = self.receiver.poll_recv(context);
-        self.has_waited |= next.is_pending();
-        next
+        self.receiver.poll_recv(context)
     }
 }
 
@@ -60,7 +65,9 @@ pub(super) struct CallExecutor;
 
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for CallExecutor {
     fn execute(&self, future: F) {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
         tokio::spawn(Task {
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
             future: Box::pin(future),
             cancelled: None,
         });
@@ -69,6 +76,7 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for CallExe
 
 /// A task that ends when the inputs that it has polled are cancelled.
 struct Task<F> {
+    number: u64,
     future: Pin<Box<F>>,
     cancelled: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
@@ -84,7 +92,9 @@ impl<F: Future<Output = ()>> Future for Task<F> {
             return Poll::Ready(());
         }
         POLLED.set(None);
+        RUNNING.set(this.number);
         let ended = this.future.as_mut().poll(context);
+        RUNNING.set(0);
         if let Some(token) = POLLED.take()
             && this.cancelled.is_none()
             && ended.is_pending()
@@ -112,9 +122,16 @@ mod tests {
 
     const DEADLINE: Duration = Duration::from_secs(5);
 
+    /// Polls a body once, as the task of the connection does.
+    fn poll_once(inputs: &mut Inputs<u8>) {
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        assert!(Pin::new(inputs).poll_next(&mut context).is_pending());
+    }
+
     /// Runs what hyper's body task does when the peer does not read: it polls the body, then waits
     /// for room forever. `alive` is dropped with it.
     fn run_stuck_body(mut inputs: Inputs<u8>, alive: Arc<()>) {
+        poll_once(&mut inputs);
         let mut received = 0;
         CallExecutor.execute(poll_fn(move |context| {
             let _alive = &alive;
@@ -150,6 +167,29 @@ mod tests {
         assert_eq!(Arc::strong_count(&alive), 2, "it waits for room");
         drop(guard);
         timeout(DEADLINE, until_dropped(&alive)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn task_of_the_connection_outlives_a_call_whose_body_it_polls_twice() {
+        let (sender, mut inputs, guard) = Inputs::channel(4);
+        let alive = Arc::new(());
+        let of_task = Arc::clone(&alive);
+        let (polled, mut was_polled) = mpsc::channel(1);
+        sender.send(0).await.unwrap();
+        CallExecutor.execute(poll_fn(move |context| {
+            let _alive = &of_task;
+            for _ in 0..3 {
+                let _ = Pin::new(&mut inputs).poll_next(context);
+            }
+            let _ = polled.try_send(());
+            Poll::Pending
+        }));
+        was_polled.recv().await.unwrap();
+        drop(guard);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(Arc::strong_count(&alive), 2, "it runs");
     }
 
     #[tokio::test]
