@@ -40,7 +40,7 @@ pub(crate) async fn list(
 /// Returns one warm pool with its state: the boxes that are ready, and the environments that got one
 /// or did not, by the reason. Only administrators may.
 #[utoipa::path(get, operation_id = "getPool", path = "/pools/{pool}", tag = "pools", params(PoolParameter),
-    responses((status = 200, description = "The pool.", body = PoolBody)))]
+    responses((status = 200, description = "The pool and its present state.", body = PoolBody)))]
 pub(crate) async fn get(
     State(gateway): State<Gateway>,
     Path(name): Path<PoolName>,

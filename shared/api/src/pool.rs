@@ -113,7 +113,7 @@ pub struct PoolStatusBody {
     pub last_error: Option<String>,
 }
 
-/// A pool.
+/// A pool of boxes that wait for a create.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(example = json!({
     "name": "python",

@@ -1,21 +1,51 @@
 //! The document's texts: every operation, parameter, field and body has a description, and an
 //! example that its schema accepts.
 
+use std::cell::RefCell;
+
 use boon::{Compiler, Draft, Schemas};
 use serde_json::Value;
 
 use crate::router;
 
-struct Document(Value);
+const URL: &str = "http://localhost/openapi.json";
+
+struct Document {
+    value: Value,
+    validation: RefCell<Validation>,
+}
+
+/// The compiled schemas. Each of the document is compiled once.
+struct Validation {
+    compiler: Compiler,
+    schemas: Schemas,
+    validated: usize,
+}
 
 impl Document {
     fn new() -> Self {
-        Self(serde_json::to_value(router::document()).unwrap())
+        let value = serde_json::to_value(router::document()).unwrap();
+        // A look-ahead is valid in a JSON schema, but not in this validator.
+        let text = value.to_string().replace("(?!AGENTBOX_BOXD_)", "");
+        let mut compiler = Compiler::new();
+        compiler.set_default_draft(Draft::V2020_12);
+        compiler.enable_format_assertions();
+        compiler
+            .add_resource(URL, serde_json::from_str(&text).unwrap())
+            .unwrap();
+        Self {
+            value,
+            validation: RefCell::new(Validation {
+                compiler,
+                schemas: Schemas::new(),
+                validated: 0,
+            }),
+        }
     }
 
     /// Every operation, with its method and path.
     fn operations(&self) -> Vec<(String, &Value)> {
-        let paths = self.0["paths"].as_object().unwrap().iter();
+        let paths = self.value["paths"].as_object().unwrap().iter();
         paths
             .flat_map(|(path, methods)| {
                 let methods = methods.as_object().unwrap().iter();
@@ -26,25 +56,27 @@ impl Document {
 
     fn resolve<'a>(&'a self, value: &'a Value) -> &'a Value {
         match value["$ref"].as_str() {
-            Some(reference) => self.0.pointer(&reference[1..]).expect(reference),
+            Some(reference) => self.value.pointer(&reference[1..]).expect(reference),
             None => value,
         }
     }
 
     /// Validates a value against a schema of this document.
     fn validate(&self, schema: &Value, value: &Value) -> Result<(), String> {
-        const URL: &str = "http://localhost/schema.json";
-        let mut schema = schema.clone();
-        schema["components"] = self.0["components"].clone();
-        // A look-ahead is valid in a JSON schema, but not in this validator.
-        let schema = schema.to_string().replace("(?!AGENTBOX_BOXD_)", "");
-        let schema: Value = serde_json::from_str(&schema).unwrap();
-        let mut compiler = Compiler::new();
-        compiler.set_default_draft(Draft::V2020_12);
-        compiler.enable_format_assertions();
-        compiler.add_resource(URL, schema).unwrap();
-        let mut schemas = Schemas::new();
-        let index = compiler.compile(URL, &mut schemas).unwrap();
+        let validation = &mut *self.validation.borrow_mut();
+        let schema = schema
+            .to_string()
+            .replace("(?!AGENTBOX_BOXD_)", "")
+            .replace("\"#/", &format!("\"{URL}#/"));
+        let url = format!("http://localhost/{}.json", validation.validated);
+        validation.validated += 1;
+        let Validation {
+            compiler, schemas, ..
+        } = validation;
+        compiler
+            .add_resource(&url, serde_json::from_str(&schema).unwrap())
+            .unwrap();
+        let index = compiler.compile(&url, schemas).unwrap();
         schemas
             .validate(value, index)
             .map_err(|error| error.to_string())
@@ -64,7 +96,7 @@ impl Document {
         let mut variants = variants.filter(|variant| variant["type"] != "null");
         match variants.next() {
             Some(variant) => self.examples(variant),
-            None if schema["type"] == "array" => self.examples(&schema["items"]),
+            None if schema["items"].is_object() => self.examples(&schema["items"]),
             None => Vec::new(),
         }
     }
@@ -153,7 +185,7 @@ fn every_operation_has_a_summary_and_a_description() {
             check_description(document.resolve(response), &format!("{place} {status}"));
         }
     }
-    for tag in document.0["tags"].as_array().unwrap() {
+    for tag in document.value["tags"].as_array().unwrap() {
         check_description(tag, &tag.to_string());
     }
 }
@@ -181,7 +213,7 @@ fn every_parameter_has_a_description_and_a_valid_example() {
 fn every_schema_and_field_has_a_description_and_a_valid_example() {
     let document = Document::new();
     let mut checked = 0;
-    for (name, schema) in document.0["components"]["schemas"].as_object().unwrap() {
+    for (name, schema) in document.value["components"]["schemas"].as_object().unwrap() {
         check_description(schema, name);
         document.check_examples(schema, name);
         checked += document.check_properties(schema, name);
@@ -333,17 +365,17 @@ fn documented_limits_are_those_of_the_code() {
         ("CreatePreview", "expires_in", "maximum", MAX_PREVIEW_S),
         ("ExecBody", "command", "maxItems", MAX_ARGUMENTS as u64),
     ] {
-        let field = &document.0["components"]["schemas"][schema]["properties"][field];
+        let field = &document.value["components"]["schemas"][schema]["properties"][field];
         assert_eq!(field[keyword], limit, "{schema} {keyword}: {field}");
     }
-    let labels = &document.0["components"]["schemas"]["Labels"];
+    let labels = &document.value["components"]["schemas"]["Labels"];
     assert_eq!(labels["maxProperties"], MAX_LABELS);
 }
 
 #[test]
 fn limit_that_an_operator_may_change_names_its_setting() {
     let document = Document::new();
-    let schemas = &document.0["components"]["schemas"];
+    let schemas = &document.value["components"]["schemas"];
     let ticket = "/api/v1/auth/tickets";
     for (place, setting) in [
         (
@@ -362,7 +394,10 @@ fn limit_that_an_operator_may_change_names_its_setting() {
             &schemas["TicketReply"]["properties"]["expires_at"],
             "AGENTBOX_TICKET_TTL",
         ),
-        (&document.0["paths"][ticket]["post"], "AGENTBOX_TICKET_TTL"),
+        (
+            &document.value["paths"][ticket]["post"],
+            "AGENTBOX_TICKET_TTL",
+        ),
     ] {
         let description = place["description"].as_str().unwrap();
         assert!(description.contains(setting), "{description}");
