@@ -32,7 +32,7 @@ SPECTRAL = $(CACHE)/spectral-$(SPECTRAL_VERSION)/node_modules/.bin/spectral
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
 
-up: build-local ## Install what is missing, build, start everything, wait until it is ready (REPLICAS=3, PROFILE=release, RUNTIME=kubernetes or containerd,kubernetes, NATS_TLS=1)
+up: build-local ## Install what is missing, build, start everything, wait until it is ready (REPLICAS=3, PROFILE=release, RUNTIME=kubernetes or containerd,kubernetes, NATS_TLS=1, NETWORK_BANDWIDTH=none)
 	@REPLICAS=$(REPLICAS) RUNTIME=$(RUNTIME) $(LOCAL) up
 
 down: ## Stop everything, leave nothing running or mounted, and keep the data

@@ -55,7 +55,9 @@ impl Target {
             println!("building the programs of a Kubernetes that are not in the cache");
             build_kubernetes().await?;
         }
-        let mut options = Options::components(runtime.components()).durable();
+        let mut options = Options::components(runtime.components())
+            .durable()
+            .network_bandwidth("none");
         for limit in LIMITS {
             options = options.env("api-gateway", limit, NO_LIMIT);
         }
@@ -89,9 +91,11 @@ impl Target {
 
     pub fn describe(&self) -> String {
         match self.system {
-            Some(_) => "a new system: one replica of each service, no rate limits, durable \
-                        writes as with `make up`"
-                .to_owned(),
+            Some(_) => {
+                "a new system: one replica of each service, no rate limits, no bound of the \
+                        boxes' bandwidth on containerd, durable writes as with `make up`"
+                    .to_owned()
+            }
             None => format!("the running system at {}", self.url),
         }
     }

@@ -174,6 +174,7 @@ mod tests {
             existing: None,
             replicas: 2,
             durable: false,
+            network_bandwidth: None,
             nats_tls: false,
             bin_dir: "/bin".into(),
             boxd: "/boxd".into(),

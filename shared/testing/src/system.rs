@@ -27,6 +27,7 @@ pub struct Options {
     /// The number of replicas of each service.
     pub replicas: usize,
     durable: bool,
+    network_bandwidth: Option<String>,
     nats_tls: bool,
     /// Variables by service (`auth`; `*` for every service): name and value.
     environment: BTreeMap<String, BTreeMap<String, String>>,
@@ -40,6 +41,7 @@ impl Default for Options {
             existing: None,
             replicas: 1,
             durable: false,
+            network_bandwidth: None,
             nats_tls: false,
             environment: BTreeMap::new(),
         }
@@ -73,6 +75,13 @@ impl Options {
     #[must_use]
     pub fn durable(mut self) -> Self {
         self.durable = true;
+        self
+    }
+
+    /// Sets how much a box on containerd may send and receive.
+    #[must_use]
+    pub fn network_bandwidth(mut self, bandwidth: &str) -> Self {
+        self.network_bandwidth = Some(bandwidth.to_owned());
         self
     }
 
@@ -149,6 +158,7 @@ impl System {
             existing: options.existing,
             replicas: options.replicas.max(1),
             durable: options.durable,
+            network_bandwidth: options.network_bandwidth,
             nats_tls: options.nats_tls,
             bin_dir: bin_dir(),
             boxd: boxd(),
