@@ -34,7 +34,7 @@ ASYNCAPI = $(CACHE)/asyncapi-parser-$(ASYNCAPI_VERSION)/node_modules
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
 
-up: build-local ## Install what is missing, build, start everything, wait until it is ready (REPLICAS=3, PROFILE=release, RUNTIME=kubernetes or containerd,kubernetes, NATS_TLS=1, OBSERVE=1)
+up: build-local ## Install what is missing, build, start everything, wait until it is ready (REPLICAS=3, PROFILE=release, RUNTIME=kubernetes or containerd,kubernetes, NATS_TLS=1, NETWORK_BANDWIDTH=none, OBSERVE=1)
 	@REPLICAS=$(REPLICAS) RUNTIME=$(RUNTIME) OBSERVE=$(OBSERVE) $(LOCAL) up
 
 observe: ## Start a trace collector, Jaeger, Prometheus and the canary beside the running system

@@ -95,6 +95,7 @@ impl Target {
         }
         let mut options = Options::components(runtime.components())
             .durable()
+            .network_bandwidth("none")
             .replicas(setup.replicas)
             .env("auth", "AGENTBOX_TOKEN_TTL", TOKEN_TTL_S);
         if let Some(programs) = &setup.programs {
@@ -149,7 +150,11 @@ impl Target {
 
     pub fn describe(&self) -> String {
         match self.system {
-            Some(_) => "a new system: no rate limits, durable writes as with `make up`".to_owned(),
+            Some(_) => {
+                "a new system: no rate limits, no bound of the boxes' bandwidth on containerd, durable \
+                 writes as with `make up`"
+                    .to_owned()
+            }
             None => format!("the running system at {}", self.url),
         }
     }

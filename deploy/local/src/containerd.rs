@@ -107,6 +107,7 @@ impl Containerd {
             deployment: paths.deployment.clone(),
             network: None,
             dns_servers: resolvers,
+            network_bandwidth: None,
         };
         let bin = programs.bin("containerd");
         Ok(Self {

@@ -197,6 +197,7 @@ mod tests {
             existing: None,
             replicas: 2,
             durable: false,
+            network_bandwidth: None,
             nats_tls: false,
             observe: false,
             bin_dir: "/bin".into(),

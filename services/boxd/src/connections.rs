@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use agentbox_box_protocol::tls::buffered;
 use futures::{Stream, StreamExt as _};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -55,7 +56,7 @@ pub fn incoming(
                     "boxd: {HANDSHAKES} connections wait for their TLS handshake, which is the limit"
                 ));
             }
-            let accepting = timeout(HANDSHAKE_DEADLINE, tls.accept(stream));
+            let accepting = timeout(HANDSHAKE_DEADLINE, tls.accept(buffered(stream)));
             async move {
                 let accepted = accepting.await;
                 drop(place);
@@ -67,7 +68,7 @@ pub fn incoming(
 }
 
 /// An encrypted connection. With tonic's own support of TLS, boxd would contain TLS 1.2 too.
-pub struct Connection(TlsStream<TcpStream>);
+pub struct Connection(TlsStream<BufReader<TcpStream>>);
 
 impl Connected for Connection {
     type ConnectInfo = ();

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentbox_box_protocol::client::{
-    CONNECTION_WINDOW_BYTES, KEEP_ALIVE, MAX_MESSAGE_BYTES, STREAM_WINDOW_BYTES,
+    CONNECTION_WINDOW_BYTES, KEEP_ALIVE, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES, STREAM_WINDOW_BYTES,
     STREAMS_PER_CONNECTION,
 };
 use agentbox_box_protocol::output::WriteError;
@@ -237,6 +237,7 @@ async fn serve(
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(MAX_FRAME_BYTES)
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .add_service(InterceptedService::new(service, token))
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())

@@ -39,6 +39,8 @@ pub const STREAMS_PER_CONNECTION: u32 = 512;
 /// The connection's window: the sum of all streams' windows, so that stalled streams do not
 /// block others.
 pub const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * STREAMS_PER_CONNECTION;
+/// The limit for a frame: a piece of a file or of output fits in one.
+pub const MAX_FRAME_BYTES: u32 = 64 * 1024;
 /// The size limit of a message, in bytes: the request of a command may have 4 MiB.
 pub const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
 
@@ -101,6 +103,7 @@ where
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(MAX_FRAME_BYTES)
         .executor(CallExecutor)
         .connect_with_connector(connector)
         .await?;

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::client::danger::{
@@ -44,6 +44,9 @@ const PKCS8_PREFIX: [u8; 16] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
 ];
 
+/// Two records of TLS.
+const READ_BUFFER_BYTES: usize = 32 * 1024;
+
 /// Accepts connections as the boxd whose token is `token`.
 ///
 /// # Errors
@@ -65,14 +68,19 @@ pub fn acceptor(token: &BoxToken) -> Result<TlsAcceptor, Error> {
 ///
 /// # Errors
 /// When the peer is not this boxd, speaks no TLS, or closes the connection.
-pub async fn connect<S>(stream: S, token: &BoxToken) -> io::Result<TlsStream<S>>
+pub async fn connect<S>(stream: S, token: &BoxToken) -> io::Result<TlsStream<BufReader<S>>>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let connector = connector(token).map_err(io::Error::other)?;
     // The key identifies the peer. An address is not sent as its name.
     let name = ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-    connector.connect(name, stream).await
+    connector.connect(name, buffered(stream)).await
+}
+
+/// The TLS library reads 4 KiB at a time; this makes one system call of several reads.
+pub fn buffered<S: AsyncRead>(stream: S) -> BufReader<S> {
+    BufReader::with_capacity(READ_BUFFER_BYTES, stream)
 }
 
 fn connector(token: &BoxToken) -> Result<TlsConnector, Error> {

@@ -60,6 +60,10 @@ pub struct Plan {
     pub replicas: usize,
     /// Whether acknowledged writes survive a power failure. Tests do not need that.
     pub durable: bool,
+    /// How much a box on containerd may send and receive, as in the clusters file; `None`: the driver's
+    /// default.
+    #[serde(default)]
+    pub network_bandwidth: Option<String>,
     /// Whether the connections to NATS are encrypted.
     #[serde(default)]
     pub nats_tls: bool,

@@ -28,6 +28,7 @@ pub struct Options {
     /// The number of replicas of each service.
     pub replicas: usize,
     durable: bool,
+    network_bandwidth: Option<String>,
     nats_tls: bool,
     observe: bool,
     /// The directory of the programs to start, with boxd in the same target directory; `None`: this
@@ -45,6 +46,7 @@ impl Default for Options {
             existing: None,
             replicas: 1,
             durable: false,
+            network_bandwidth: None,
             nats_tls: false,
             observe: false,
             programs: None,
@@ -88,6 +90,13 @@ impl Options {
     #[must_use]
     pub fn observed(mut self) -> Self {
         self.observe = true;
+        self
+    }
+
+    /// Sets how much a box on containerd may send and receive.
+    #[must_use]
+    pub fn network_bandwidth(mut self, bandwidth: &str) -> Self {
+        self.network_bandwidth = Some(bandwidth.to_owned());
         self
     }
 
@@ -178,6 +187,7 @@ impl System {
             existing: options.existing,
             replicas: options.replicas.max(1),
             durable: options.durable,
+            network_bandwidth: options.network_bandwidth,
             nats_tls: options.nats_tls,
             observe: options.observe,
             bin_dir,

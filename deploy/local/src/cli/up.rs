@@ -57,6 +57,10 @@ pub(super) struct Options {
     /// has; it needs the feature `KubeletEnsureSecretPulledImages` (by default from Kubernetes 1.35 on).
     #[arg(long, env = "PRESENT_IMAGES", default_value = "pull", value_parser = ["pull", "kubelet"])]
     present_images: String,
+    /// How many bits per second a box on this machine's containerd may send and receive, such as
+    /// `100M`, or `none`. Default: `1G`.
+    #[arg(long, env = "NETWORK_BANDWIDTH", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    network_bandwidth: Option<String>,
     /// Encrypt the connections to NATS, with a certificate that each start makes.
     #[arg(long, env = "NATS_TLS", action = clap::ArgAction::SetTrue,
           value_parser = clap::builder::FalseyValueParser::new())]
@@ -184,6 +188,7 @@ fn prepare_directory(
         existing,
         replicas: usize::from(options.replicas),
         durable: true,
+        network_bandwidth: options.network_bandwidth.clone(),
         nats_tls: options.nats_tls,
         observe: options.observe,
         bin_dir: bin_dir(),

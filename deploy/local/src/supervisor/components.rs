@@ -150,8 +150,12 @@ pub(super) async fn containerd(
     let programs = build::provide_runtime(&cache_directory(), |step| state_file.log_step(&step))
         .await
         .map_err(ContainerdError::from)?;
-    let containerd =
+    let mut containerd =
         Containerd::prepare(paths, &programs, &plan.boxd, images, registry_proxy).await?;
+    containerd
+        .endpoint
+        .network_bandwidth
+        .clone_from(&plan.network_bandwidth);
     group.supervise(containerd.process_spec(layout.log("containerd")), None);
     let socket = containerd.paths.socket();
     group

@@ -7,11 +7,13 @@
 //!   With several followers the slowest one counts; without one, the furthest position that
 //!   they reached. A reader that does not follow neither holds nor frees output.
 //! * I4. With `block` the last [`IN_FLIGHT_BYTES`] that were given to followers are kept too.
-//!   Bytes that were given may be lost on their way with a connection or with an exec-proxy:
-//!   the windows of HTTP/2 (128 KiB) and of the session (16 messages of 32 KiB), what the gateway
-//!   has not sent yet (less than 1 MiB), and what the client has received and not read. So the only
-//!   follower of an execution may be lost at any time, and resumes at what its client has read,
-//!   without a gap, unless the client's receive buffer is larger than the rest.
+//!   Bytes that were given may be lost on their way with a connection, an exec-proxy or a gateway:
+//!   a window of HTTP/2 (128 KiB) and what fills the next one, the window of the session (16
+//!   messages of 32 KiB), and what the gateway has not sent yet (408 KiB). The kernel delivers what a
+//!   gateway that ends has sent. So the only follower of an execution may be lost at any time,
+//!   and resumes at what its client has received, without a gap. A client that loses its network,
+//!   or bytes that it has received, gets a gap if the buffers of its connection held more than the
+//!   rest.
 //! * I5. When the command has ended, the rest of its output always has space: its end does not
 //!   depend on a reader.
 
@@ -30,7 +32,7 @@ use super::kept::{KeptOutput, MIN_KEPT};
 use crate::process::{OutputStore, Ring};
 
 /// With `block`: how much output that was given to followers is kept.
-const IN_FLIGHT_BYTES: usize = 4 * 1024 * 1024;
+const IN_FLIGHT_BYTES: usize = 1536 * 1024;
 /// With `block`: the space for output that is still in the pipe when the command ends. A pipe
 /// of an unprivileged process holds at most so much.
 const LAST_BYTES: usize = 1024 * 1024;
@@ -95,7 +97,7 @@ impl Output {
     pub fn new(on_full: OnFull, keep_bytes: usize, kept: Arc<KeptOutput>) -> Self {
         let capacity = match on_full {
             OnFull::Drop => keep_bytes,
-            OnFull::Block => keep_bytes + IN_FLIGHT_BYTES + LAST_BYTES,
+            OnFull::Block => keep_bytes + IN_FLIGHT_BYTES,
         };
         Self {
             on_full,
@@ -210,7 +212,14 @@ impl Output {
 
     /// The rest of the output has space from now on.
     pub fn command_ended(&self) {
-        self.state.lock().command_ended = true;
+        let mut state = self.state.lock();
+        if !state.command_ended && self.on_full == OnFull::Block {
+            for ring in &mut state.rings {
+                ring.raise_capacity(LAST_BYTES);
+            }
+        }
+        state.command_ended = true;
+        drop(state);
         self.space_freed.send_modify(|count| *count += 1);
     }
 

@@ -52,6 +52,11 @@ impl Ring {
         self.bytes.len()
     }
 
+    /// Keeps so many bytes more from now on.
+    pub fn raise_capacity(&mut self, more: usize) {
+        self.capacity += more;
+    }
+
     /// The number of bytes that can be pushed when bytes before `floor` may be dropped.
     #[must_use]
     pub fn free_space(&self, floor: u64) -> usize {

@@ -26,6 +26,8 @@ pub struct ContainerdEndpoint {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
     pub dns_servers: Vec<IpAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_bandwidth: Option<String>,
 }
 
 impl ContainerdEndpoint {
