@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use agentbox_contracts::environment::Status;
-use agentbox_contracts::environment::rpc::{Delete, DeleteRequest};
 use agentbox_contracts::metering::rpc::{ReadUsage, ReadUsageReply, ReadUsageRequest};
 use chrono::{TimeDelta, Utc};
 
-use crate::support::cluster::{CALL, World};
+use crate::support::cluster::World;
 use crate::support::{eventually, request};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -19,8 +18,7 @@ async fn usage(world: &World) -> ReadUsageReply {
         until: Utc::now() + TimeDelta::seconds(1),
         group_by: Some("team".to_owned()),
     };
-    let reply = world.gateway.call::<ReadUsage>(&request, CALL).await;
-    reply.unwrap()
+    world.ask::<ReadUsage>(&request).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -33,11 +31,7 @@ async fn box_is_metered_before_it_is_stopped() {
     world
         .wait_for_status(&created.id, Status::Running, SOON)
         .await;
-    let delete = DeleteRequest {
-        id: created.id.clone(),
-        force: true,
-    };
-    world.gateway.call::<Delete>(&delete, CALL).await.unwrap();
+    world.force_delete(&created.id).await;
     world
         .wait_for_status(&created.id, Status::Terminated, SOON)
         .await;
