@@ -184,6 +184,7 @@ mod tests {
             management: false,
             expires_at: None,
             limits: Default::default(),
+            profile: None,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Authentication: the principal of a credential. The gateway asks for every public request.
 //!
 //! * I1. Postgres decides each time, in one indexed query. So a credential that any replica has
-//!   revoked is refused at once.
+//!   revoked is refused at once. Only the signature of a token, which cannot change, is verified once.
 //! * I2. The error for a refused credential depends on its kind, not on the reason.
 //! * I3. A text that cannot be a credential costs no query.
 
@@ -18,8 +18,9 @@ use subtle::ConstantTimeEq;
 
 use crate::api_key::last_used::LastUsed;
 use crate::login::token;
+use crate::login::verified::{ProvenLogin, VerifiedTokens};
 use crate::metrics;
-use crate::signing_key::Keyring;
+use crate::signing_key::{Key, Keyring};
 use crate::ticket::{self, Tickets};
 use crate::{api_key, login};
 
@@ -29,6 +30,7 @@ pub struct Authenticator {
     pub keyring: Arc<Keyring>,
     pub tickets: Arc<Tickets>,
     pub last_used: Arc<LastUsed>,
+    pub verified_tokens: VerifiedTokens,
 }
 
 impl Authenticator {
@@ -81,10 +83,22 @@ impl Authenticator {
         let Some(key) = self.keyring.verifier(&kid, Utc::now()).await? else {
             return Ok(None);
         };
-        match token::verify(&token.0, &key) {
-            Ok(claims) => self.by_login(&claims.sub, claims.jti).await,
-            Err(_) => Ok(None),
-        }
+        let known = self.verified_tokens.get(token);
+        let Some(login) = known.or_else(|| self.verify(token, &key)) else {
+            return Ok(None);
+        };
+        self.by_login(&login.user, login.id).await
+    }
+
+    /// The login of a token, if `key` has signed it.
+    fn verify(&self, token: &Secret, key: &Key) -> Option<ProvenLogin> {
+        let claims = token::verify(&token.0, key).ok()?;
+        let login = ProvenLogin {
+            user: claims.sub,
+            id: claims.jti,
+        };
+        self.verified_tokens.insert(token, login.clone());
+        Some(login)
     }
 
     async fn by_login(&self, user: &UserId, id: LoginId) -> Result<Option<Principal>, Error> {

@@ -103,6 +103,7 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
             keyring: keyring.clone(),
             tickets: tickets.clone(),
             last_used: last_used.clone(),
+            verified_tokens: login::verified::VerifiedTokens::default(),
         },
         logins: login::Logins::new(
             database.clone(),

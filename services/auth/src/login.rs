@@ -7,6 +7,7 @@
 
 pub mod store;
 pub mod token;
+pub mod verified;
 
 use std::sync::Arc;
 use std::time::Duration;

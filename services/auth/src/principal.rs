@@ -1,7 +1,7 @@
 //! The part of a principal that the stores read for every kind of credential.
 
 use agentbox_contracts::ErrorChain;
-use agentbox_contracts::identity::{Credential, Principal, Role, Scope};
+use agentbox_contracts::identity::{Credential, Principal, Profile, Role, Scope};
 use agentbox_contracts::ids::UserId;
 use agentbox_contracts::limits::UserLimits;
 use agentbox_database::Text;
@@ -17,6 +17,9 @@ pub struct ActiveCredential {
     /// When the credential expires.
     pub expires_at: Option<DateTimeUtc>,
     pub limits: Json,
+    pub email: String,
+    /// When the user was created.
+    pub created_at: DateTimeUtc,
 }
 
 /// The limits of a user in the database. Those that this version cannot read are the limits of the
@@ -41,6 +44,10 @@ impl ActiveCredential {
             scope,
             expires_at: self.expires_at,
             management: false,
+            profile: Some(Profile {
+                email: self.email,
+                created_at: self.created_at,
+            }),
         }
     }
 }

@@ -14,6 +14,8 @@ use crate::error::BusError;
 use crate::metrics;
 
 const WRITING: &str = "writing a dead letter";
+/// The most bytes of a reason that are kept, so that the largest page of letters fits in one message.
+const MAX_REASON_BYTES: usize = 512;
 
 /// Stores a message as a dead letter. The caller then removes it from its own stream.
 pub(crate) async fn store(
@@ -56,14 +58,21 @@ fn headers(
             }
         }
     }
-    // A header must be one line.
-    let line: String = reason
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    kept.insert(HEADER_REASON, line);
+    kept.insert(HEADER_REASON, one_line(reason));
     kept.insert(header::NATS_MESSAGE_ID, format!("dead-{stream}-{sequence}"));
     kept
+}
+
+/// The beginning of a reason, at most [`MAX_REASON_BYTES`], as the one line that a header must be.
+fn one_line(reason: &str) -> String {
+    let mut line = String::new();
+    for c in reason.chars() {
+        if line.len() + c.len_utf8() > MAX_REASON_BYTES {
+            break;
+        }
+        line.push(if c.is_control() { ' ' } else { c });
+    }
+    line
 }
 
 #[cfg(test)]
@@ -82,5 +91,7 @@ mod tests {
         assert_eq!(get(HEADER_EXPIRES_AT).as_deref(), Some("12"));
         assert_eq!(get("Nats-Msg-Id").as_deref(), Some("dead-ABX_COMMANDS-9"));
         assert_eq!(get(HEADER_REASON).as_deref(), Some("no  room"));
+        let long = one_line(&"é".repeat(MAX_REASON_BYTES));
+        assert_eq!(long, "é".repeat(MAX_REASON_BYTES / 2));
     }
 }

@@ -214,6 +214,32 @@ pub struct Principal {
     /// The limits of the user.
     #[serde(default, skip_serializing_if = "UserLimits::is_default")]
     pub limits: UserLimits,
+    /// `None` from an auth of an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<Profile>,
+}
+
+/// What a user is shown of its own record, and no decision needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Profile {
+    pub email: String,
+    pub created_at: DateTime<Utc>,
+}
+
+impl Principal {
+    /// The user, as it was when the credential was checked. `None` without its [`Profile`].
+    #[must_use]
+    pub fn to_user(&self) -> Option<User> {
+        let profile = self.profile.clone()?;
+        Some(User {
+            id: self.user.clone(),
+            username: self.username.clone(),
+            email: profile.email,
+            role: self.role,
+            created_at: profile.created_at,
+            limits: self.limits,
+        })
+    }
 }
 
 /// A user, without any secret.

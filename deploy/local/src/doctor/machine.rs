@@ -212,7 +212,7 @@ fn clock(now: DateTime<Utc>) -> Finding {
     if !is_set {
         return Finding::failure(
             "clock",
-            format!("the clock says {text}, which is in the past"),
+            format!("the clock is at {text}, which is in the past"),
             "set the clock: certificates and tokens are not valid at that time",
         );
     }

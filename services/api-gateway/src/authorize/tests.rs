@@ -173,6 +173,7 @@ fn principal(user: &UserId, role: Role, credential: Credential, scope: Scope) ->
         expires_at: None,
         management: false,
         limits: Default::default(),
+        profile: None,
     }
 }
 

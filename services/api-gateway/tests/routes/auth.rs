@@ -4,6 +4,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 
 use crate::support::caller::{PASSWORD, admin, new_user};
+use crate::support::eventually;
+use crate::support::system::shared;
 
 fn instant(value: &Value) -> DateTime<Utc> {
     value.as_str().unwrap().parse().unwrap()
@@ -106,6 +108,38 @@ async fn logout_revokes_its_token_only_and_on_every_replica() {
             .expect_error(401, "unauthorized");
         other.get_on(gateway, "/auth/me").await.expect_status(200);
     }
+}
+
+/// How often the gateways have asked auth for a user's record.
+async fn records_asked_for() -> u64 {
+    let system = shared().await;
+    let mut asked = 0;
+    for gateway in 0..system.gateway.as_ref().unwrap().replica_urls.len() {
+        let url = system.admin_url("api-gateway", gateway).unwrap();
+        let answer = reqwest::get(format!("{url}/metrics")).await.unwrap();
+        let text = answer.text().await.unwrap();
+        let counts = text.lines().filter(|line| {
+            line.starts_with("agentbox_rpc_client_call_duration_seconds_count")
+                && line.contains("rpc_method=\"auth.get-user\"")
+        });
+        asked += counts
+            .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+            .sum::<u64>();
+    }
+    asked
+}
+
+#[tokio::test]
+async fn caller_is_known_from_its_authentication_alone() {
+    let user = new_user().await;
+    // Other tests read users too, but not all the time.
+    eventually("no record is asked for", async || {
+        let before = records_asked_for().await;
+        let me = user.caller.get("/auth/me").await.expect_status(200);
+        assert_eq!(me["id"], user.id.as_str());
+        (records_asked_for().await == before).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -1,8 +1,9 @@
 //! Outages of parts of the system: the errors, their delay, and the recovery. Each test has its
-//! own system with one replica of each service.
+//! own system, with one replica of each service unless it says otherwise.
 
 mod replaced;
 mod services;
+mod stopped_gateway;
 mod survival;
 
 use std::time::{Duration, Instant};

@@ -103,7 +103,7 @@ fn expect_exact_limit(answers: &[Answer], limit: usize) -> bool {
 }
 
 /// Repeats `attempt` until it returns true. An attempt is inconclusive when a window ended during
-/// it.
+/// it, or when the bus did not count a request.
 async fn repeat_until_conclusive(attempt: impl AsyncFn() -> bool) {
     let _one_burst = ONE_BURST.lock().await;
     for _ in 0..3 {
@@ -111,7 +111,7 @@ async fn repeat_until_conclusive(attempt: impl AsyncFn() -> bool) {
             return;
         }
     }
-    panic!("no window was ever full");
+    panic!("every attempt was inconclusive");
 }
 
 /// The number that passed, if all were counted in one window.
@@ -171,6 +171,51 @@ async fn concurrent_requests_on_three_gateways_pass_exactly_to_the_limit() {
         let tries = (0..300).map(|n| user.caller.get_on(n % 3, "/api-keys"));
         answers.extend(join_all(tries).await);
         expect_exact_limit(&answers, 200)
+    })
+    .await;
+}
+
+/// The requests that the gateways counted alone, because the bus did not count them in time.
+async fn counted_locally() -> u64 {
+    let (system, admin) = limited().await;
+    let mut counted = 0;
+    for gateway in 0..admin.gateways() {
+        let url = system.admin_url("api-gateway", gateway).unwrap();
+        let answer = reqwest::get(format!("{url}/metrics")).await.unwrap();
+        let text = answer.text().await.unwrap();
+        let lines = text
+            .lines()
+            .filter(|line| line.starts_with("agentbox_rate_limit_counted_locally_total"));
+        counted += lines
+            .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+            .sum::<u64>();
+    }
+    counted
+}
+
+#[tokio::test]
+async fn remaining_requests_fall_by_exactly_the_requests_on_all_gateways() {
+    repeat_until_conclusive(async || {
+        let user = user().await;
+        let counted_before = counted_locally().await;
+        let mut answers = call_every_gateway(&user.caller).await;
+        let tries = (0..90).map(|n| user.caller.get_on(n % 3, "/auth/me"));
+        answers.extend(join_all(tries).await);
+        if counted_locally().await != counted_before {
+            return false;
+        }
+        let mut windows: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        for answer in &answers {
+            let window = windows.entry(number(answer, "x-ratelimit-reset"));
+            let remaining = number(answer, "x-ratelimit-remaining");
+            window.or_default().push(200 - remaining);
+        }
+        for used in windows.values_mut() {
+            used.sort_unstable();
+            let expected: Vec<u64> = (1..).take(used.len()).collect();
+            assert_eq!(*used, expected);
+        }
+        true
     })
     .await;
 }

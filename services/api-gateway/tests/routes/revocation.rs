@@ -1,11 +1,12 @@
-//! Streams end within five seconds after their credential or right is revoked, on every replica.
-//! `expiry` tests credentials that expire.
+//! After a credential or right is revoked, requests are refused at once and streams end within five
+//! seconds, on every replica. `expiry` tests credentials that expire, `outages` a replica that is stopped.
 
 use std::time::Duration;
 
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
+use crate::support::access::Access;
 use crate::support::boxes::{OwnedEnvironment, idle, small};
 use crate::support::caller::{User, admin, new_user};
 use crate::support::sse::Events;
@@ -17,6 +18,20 @@ use crate::support::{TIMEOUT, repeat_until_below};
 async fn foreign_environment_and_admin() -> (&'static OwnedEnvironment, User) {
     let second_admin = crate::support::caller::new_user_with_role(admin().await, "admin").await;
     (idle().await, second_admin)
+}
+
+#[tokio::test]
+async fn revocation_of_every_kind_holds_for_the_next_request_on_every_replica() {
+    let admin = admin().await;
+    for access in Access::of_every_kind(admin).await {
+        for gateway in 0..admin.gateways() {
+            access.expect_granted(gateway).await;
+        }
+        access.revoke_on(1).await;
+        for gateway in 0..admin.gateways() {
+            access.expect_revoked(gateway).await;
+        }
+    }
 }
 
 #[tokio::test]

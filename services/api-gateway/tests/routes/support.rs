@@ -1,5 +1,6 @@
 //! Shared by the tests of the routes: systems, callers, and readers of streams.
 
+pub mod access;
 pub mod answer;
 pub mod boxes;
 pub mod caller;

@@ -4,6 +4,8 @@ use serde_json::json;
 
 use crate::support::boxes::small;
 use crate::support::caller::{admin, new_user};
+use crate::support::eventually;
+use crate::support::sse::Events;
 
 #[tokio::test]
 async fn limits_of_a_user_apply_to_its_next_request() {
@@ -50,6 +52,24 @@ async fn rate_of_a_user_is_enforced() {
         }
     }
     assert!(refused >= 1);
+}
+
+#[tokio::test]
+async fn sessions_of_a_user_are_bounded_on_one_gateway() {
+    let (admin, user) = (admin().await, new_user().await);
+    let path = format!("/users/{}", user.id);
+    let limits = json!({"limits": {"sessions": 1}});
+    admin.patch(&path, &limits).await.expect_status(200);
+    let follow = async || Events::try_open(&user.caller, 0, "/events?follow=true", None).await;
+    let first = follow().await.ok().unwrap();
+    let refused = follow().await.err().unwrap();
+    let message = refused.expect_error(429, "rate_limited");
+    assert!(
+        message.starts_with("you have 1 commands, terminals and streams open"),
+        "{message}"
+    );
+    drop(first);
+    eventually("its place is free", async || follow().await.ok()).await;
 }
 
 #[tokio::test]

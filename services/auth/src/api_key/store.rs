@@ -24,7 +24,8 @@ use crate::store::{StoreError, page_limit, page_offset};
 /// Reads a key with its user and its permissions. Raw, because every request with a key
 /// waits for it: one round trip and one row, however many permissions the key has.
 const FIND_ACTIVE: &str = "
-    SELECT u.id AS user_id, u.username, u.role, u.limits, k.expires_at, k.hash, k.management,
+    SELECT u.id AS user_id, u.username, u.role, u.limits, u.email, u.created_at,
+           k.expires_at, k.hash, k.management,
            COALESCE((SELECT jsonb_agg(jsonb_build_object('environment_id', p.environment_id,
                                                          'permission', p.permission))
                      FROM api_key_permissions p WHERE p.key_id = k.id), '[]') AS permissions

@@ -59,6 +59,8 @@ pub async fn find_active(
         .column(users::Column::Username)
         .column(users::Column::Role)
         .column(users::Column::Limits)
+        .column(users::Column::Email)
+        .column(users::Column::CreatedAt)
         .inner_join(users::Entity)
         .filter(Column::UserId.eq(user.as_str()))
         .filter(Column::RevokedAt.is_null())

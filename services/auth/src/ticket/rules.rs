@@ -107,6 +107,7 @@ mod tests {
             expires_at: None,
             management: false,
             limits: Default::default(),
+            profile: None,
         }
     }
 

@@ -27,7 +27,8 @@ const REDEEM: &str = "
         OR EXISTS (SELECT 1 FROM api_keys k WHERE k.id = t.key_id
                    AND k.revoked_at IS NULL
                    AND (k.expires_at IS NULL OR k.expires_at > now())))
-    RETURNING u.id AS user_id, u.username, u.role, u.limits, t.login_id, t.key_id,
+    RETURNING u.id AS user_id, u.username, u.role, u.limits, u.email, u.created_at,
+        t.login_id, t.key_id,
         COALESCE((SELECT l.expires_at FROM logins l WHERE l.id = t.login_id),
                  (SELECT k.expires_at FROM api_keys k WHERE k.id = t.key_id)) AS expires_at";
 

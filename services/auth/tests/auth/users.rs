@@ -329,3 +329,30 @@ async fn limits_of_a_user_are_in_every_principal_and_are_replaced_as_a_whole() {
         }
     }
 }
+
+#[tokio::test]
+async fn every_principal_has_the_present_record_of_its_user() {
+    let world = World::start().await;
+    let auth = world.auth();
+    let caller = auth.caller(Role::User).await;
+    let key = auth.key(&caller.user.id, Vec::new()).await.key;
+    for email in ["one@example.com", "two@example.com"] {
+        let request = PatchUserRequest {
+            email: Some(email.to_owned()),
+            ..patch(&caller.user.id)
+        };
+        let changed = auth.call::<PatchUser>(request).await.unwrap();
+        assert_eq!(changed.email, email);
+        let environment = EnvironmentId::random();
+        let ticket = auth.ticket(&caller.principal, &environment, TicketAction::Logs);
+        let ticket = ticket.await.unwrap().ticket;
+        for principal in [
+            auth.bearer(&caller.token).await,
+            auth.bearer(&key).await,
+            auth.revalidate(&caller.principal).await,
+            auth.redeem(&ticket, &environment, TicketAction::Logs).await,
+        ] {
+            assert_eq!(principal.unwrap().to_user().as_ref(), Some(&changed));
+        }
+    }
+}

@@ -10,6 +10,7 @@
 
 mod changes;
 mod clusters;
+mod dead_letters;
 mod executions;
 mod faults;
 mod lifecycle;

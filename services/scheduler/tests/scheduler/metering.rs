@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use agentbox_contracts::environment::Status;
-use agentbox_contracts::environment::rpc::{Delete, DeleteRequest};
+use agentbox_contracts::exec::UsageRequest;
+use agentbox_contracts::exec::rpc::MeterUsage;
 use agentbox_contracts::metering::rpc::{ReadUsage, ReadUsageReply, ReadUsageRequest};
 use chrono::{TimeDelta, Utc};
 
-use crate::support::cluster::{CALL, World};
+use crate::support::cluster::{CALL, CLUSTER, World};
 use crate::support::{eventually, request};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -19,8 +20,7 @@ async fn usage(world: &World) -> ReadUsageReply {
         until: Utc::now() + TimeDelta::seconds(1),
         group_by: Some("team".to_owned()),
     };
-    let reply = world.gateway.call::<ReadUsage>(&request, CALL).await;
-    reply.unwrap()
+    world.ask::<ReadUsage>(&request).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -30,14 +30,21 @@ async fn box_is_metered_before_it_is_stopped() {
     let mut wanted = request("metered");
     wanted.labels.insert("team".into(), "a".into());
     let created = world.create(wanted).await;
-    world
-        .wait_for_status(&created.id, Status::Running, SOON)
-        .await;
-    let delete = DeleteRequest {
-        id: created.id.clone(),
-        force: true,
+    let running = world.wait_for_status(&created.id, Status::Running, SOON);
+    let asked = UsageRequest {
+        environment: created.id.clone(),
+        address: running.await.address.unwrap(),
     };
-    world.gateway.call::<Delete>(&delete, CALL).await.unwrap();
+    // The box is asked once before the stop, which the exec-proxy, a process, must be ready for.
+    eventually("the exec-proxy answers", SOON, async || {
+        let counters = world
+            .gateway
+            .call_cluster::<MeterUsage>(CLUSTER, &asked, CALL)
+            .await;
+        counters.is_ok_and(|counters| counters.cpu_usage_ns > 0)
+    })
+    .await;
+    world.force_delete(&created.id).await;
     world
         .wait_for_status(&created.id, Status::Terminated, SOON)
         .await;

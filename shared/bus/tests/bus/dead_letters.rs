@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{DEADLINE, cluster, connect, eventually_async, within};
 
-const ACK_WAIT: Duration = Duration::from_secs(1);
+/// Long, because a command that is delivered a second time becomes a dead letter at once.
+const ACK_WAIT: Duration = Duration::from_secs(60);
 const LONG: Duration = Duration::from_secs(60);
 
 async fn total(bus: &Bus) -> u64 {

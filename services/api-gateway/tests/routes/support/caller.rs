@@ -45,11 +45,7 @@ static ADMIN: OnceCell<Caller> = OnceCell::const_new();
 /// The shared system's first administrator.
 pub async fn admin() -> &'static Caller {
     ADMIN
-        .get_or_init(async || {
-            let mut admin = admin_of(shared().await).await;
-            admin.is_patient = true;
-            admin
-        })
+        .get_or_init(async || admin_of(shared().await).await.patient())
         .await
 }
 
@@ -198,7 +194,17 @@ impl Caller {
         }
     }
 
-    async fn send(&self, request: RequestBuilder) -> Answer {
+    /// The same caller, whose requests are repeated that Postgres gave no connection in time.
+    #[must_use]
+    pub fn patient(self) -> Self {
+        Self {
+            is_patient: true,
+            ..self
+        }
+    }
+
+    /// Sends a request of this caller.
+    pub async fn send(&self, request: RequestBuilder) -> Answer {
         if self.is_patient {
             send_until_served(request).await
         } else {

@@ -104,16 +104,15 @@ const LOCK_SAMPLED_METERS: &str = "
     WHERE environment_id IN (SELECT sample ->> 'id' FROM jsonb_array_elements($1) AS samples (sample))
     ORDER BY environment_id FOR UPDATE";
 
-/// Adds what the counters have grown by. A counter that is smaller than the last one began again.
+/// Adds what the counters have grown by. A counter never begins again, because a box is never started a
+/// second time: a smaller one was read before the last one, or could not be read, and adds nothing.
 const METER_SAMPLES: &str = "
     WITH samples AS (
         SELECT * FROM jsonb_to_recordset($1) AS sample (id text, cpu_ns bigint, egress_bytes bigint)
     ), grown AS (
         SELECT environments.id, owner, labels,
-            samples.cpu_ns - CASE WHEN samples.cpu_ns >= meters.cpu_ns
-                THEN meters.cpu_ns ELSE 0 END AS cpu_ns,
-            samples.egress_bytes - CASE WHEN samples.egress_bytes >= meters.egress_bytes
-                THEN meters.egress_bytes ELSE 0 END AS egress_bytes
+            greatest(samples.cpu_ns - meters.cpu_ns, 0) AS cpu_ns,
+            greatest(samples.egress_bytes - meters.egress_bytes, 0) AS egress_bytes
         FROM samples
         JOIN environments ON environments.id = samples.id
         JOIN usage_meters AS meters ON meters.environment_id = samples.id
@@ -127,7 +126,8 @@ const METER_SAMPLES: &str = "
             cpu_seconds = metered.cpu_seconds + excluded.cpu_seconds,
             egress_bytes = metered.egress_bytes + excluded.egress_bytes
     )
-    UPDATE usage_meters SET cpu_ns = samples.cpu_ns, egress_bytes = samples.egress_bytes
+    UPDATE usage_meters SET cpu_ns = greatest(usage_meters.cpu_ns, samples.cpu_ns),
+        egress_bytes = greatest(usage_meters.egress_bytes, samples.egress_bytes)
     FROM samples WHERE environment_id = samples.id";
 
 fn metered_usage(row: &QueryResult) -> Result<MeteredUsage, DbErr> {

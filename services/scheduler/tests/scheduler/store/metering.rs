@@ -101,8 +101,9 @@ async fn counters_are_metered_by_their_growth_and_by_label() {
         vec![sample(&first, 2, 100), sample(&second, 1, 10)],
         vec![sample(&first, 5, 150)],
         vec![sample(&first, 5, 150)],
-        // The counters of a box that began again.
+        // Read before the last one, and recorded after it.
         vec![sample(&first, 1, 7)],
+        vec![sample(&first, 6, 160)],
         // An environment that does not exist.
         vec![sample(&EnvironmentId::random(), 9, 9)],
     ] {
@@ -110,7 +111,7 @@ async fn counters_are_metered_by_their_growth_and_by_label() {
     }
     let used = usage(store, &owner).await;
     assert!((used.cpu_seconds - 7.0).abs() < 1e-6, "{used:?}");
-    assert_eq!(used.egress_bytes, 167);
+    assert_eq!(used.egress_bytes, 170);
     store.meter_time().await.unwrap();
     let (since, until) = (Utc::now() - TimeDelta::days(1), Utc::now());
     let until = until + TimeDelta::seconds(1);
@@ -122,7 +123,7 @@ async fn counters_are_metered_by_their_growth_and_by_label() {
         .collect();
     assert_eq!(
         groups,
-        [(Some("a".to_owned()), 157), (Some("b".to_owned()), 10)]
+        [(Some("a".to_owned()), 160), (Some("b".to_owned()), 10)]
     );
     let unlabelled = store.metered_groups(&owner, since, until, "other").await;
     let unlabelled = unlabelled.unwrap();

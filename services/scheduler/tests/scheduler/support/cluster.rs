@@ -13,12 +13,12 @@ use agentbox_contracts::environment::rpc::{
 use agentbox_contracts::environment::{Environment, EnvironmentEvent, EnvironmentRequest, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::{EnvironmentId, UserId};
-use agentbox_contracts::rpc::Empty;
+use agentbox_contracts::rpc::{Empty, Rpc};
 use agentbox_contracts::subjects;
 use agentbox_runtime::Runtime;
 use agentbox_runtime_containerd::{Config, Driver};
 use agentbox_scheduler::config::Settings;
-use agentbox_testing::{NatsEndpoint, System, TestContainerd, TestNats, bin_dir};
+use agentbox_testing::{NatsEndpoint, System, TestContainerd, TestNats, bin_dir, eventually_some};
 use futures::StreamExt as _;
 use serde_json::json;
 use tokio::sync::OnceCell;
@@ -177,6 +177,17 @@ impl World {
 
     pub async fn health(&self) -> Result<HealthReply, Error> {
         self.gateway.call::<Health>(&Empty {}, CALL).await
+    }
+
+    /// Sends a request that may be repeated. One without an answer is.
+    pub async fn ask<R: Rpc>(&self, request: &R::Request) -> Result<R::Reply, Error> {
+        eventually_some("the request is answered", NEXT, async || {
+            let answer = self.gateway.call::<R>(request, CALL).await;
+            let refusal = answer.as_ref().err();
+            let is_answered = refusal.is_none_or(|error| !is_without_answer(error));
+            is_answered.then_some(answer)
+        })
+        .await
     }
 
     pub async fn try_create(&self, request: EnvironmentRequest) -> Result<Environment, Error> {
