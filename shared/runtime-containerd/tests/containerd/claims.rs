@@ -57,6 +57,25 @@ async fn claim_of_a_box_whose_boxd_was_killed_is_an_error() {
     outcome.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn same_claim_of_a_box_that_has_ended_since_succeeds_and_starts_nothing() {
+    let s = subject().await;
+    let claims = async {
+        let spec = s.script("echo once; exit 3");
+        let address = s.run_warm(&spec).await?;
+        s.first.claim(&spec, 1, address).await?;
+        s.end_of(&spec.id).await?;
+        s.second.claim(&spec, 1, address).await?;
+        let end = s.end_of(&spec.id).await?;
+        check(end.exit_code == 3 && end.output == "once", || {
+            format!("{end:?}")
+        })
+    };
+    let outcome: Result<(), Violation> = claims.await;
+    s.clean().await.unwrap();
+    outcome.unwrap();
+}
+
 /// The parent of a process.
 fn parent(pid: u32) -> Pid {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
