@@ -23,7 +23,7 @@ use crate::config::Settings;
 use crate::environment::creation::Creation;
 use crate::environment::reconcile::call_runtime;
 use crate::environment::spec::box_spec;
-use crate::environment::store::{Store, StoreError, WarmBox, WarmStatus, WarmWork};
+use crate::environment::store::{Store, StoreError, WARM_BOX_LEASE, WarmBox, WarmStatus, WarmWork};
 use crate::environment::warm_claim::WARM_GENERATION;
 use crate::metrics;
 use crate::pool::request::environment_request;
@@ -116,9 +116,28 @@ impl WarmBoxes {
 
     async fn reconcile(&self, warm: &WarmBox) -> Result<(), StoreError> {
         match warm.status {
-            WarmStatus::Starting => self.start(warm).await,
+            WarmStatus::Starting => self.leased(warm, self.start(warm)).await,
             WarmStatus::Ready => self.observe(warm).await,
-            WarmStatus::Draining => self.remove(warm).await,
+            WarmStatus::Draining => self.leased(warm, self.remove(warm)).await,
+        }
+    }
+
+    /// Renews the lease of the box during `work`, which may pull an image.
+    async fn leased(
+        &self,
+        warm: &WarmBox,
+        work: impl Future<Output = Result<(), StoreError>>,
+    ) -> Result<(), StoreError> {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                outcome = &mut work => return outcome,
+                () = tokio::time::sleep(WARM_BOX_LEASE / 3) => {}
+            }
+            if let Err(error) = self.store.renew_warm_box(warm).await {
+                tracing::warn!(error = %ErrorChain(&error), environment.id = %warm.id, pool = warm.pool, "lease of a warm box not renewed");
+            }
         }
     }
 

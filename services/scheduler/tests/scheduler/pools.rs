@@ -16,8 +16,8 @@ use crate::support::cluster::{CALL, CLUSTER, World, is_without_answer};
 use crate::support::{eventually, request};
 
 const SOON: Duration = Duration::from_secs(30);
-/// A box that a killed replica was starting is continued after that replica's lease.
-const AFTER_A_KILL: Duration = Duration::from_secs(90);
+/// A box that a killed replica was starting is continued after that replica's lease of ten seconds.
+const AFTER_A_KILL: Duration = Duration::from_secs(60);
 const POOL: &str = "busybox";
 /// How often [`create_in_ready_box`] tries.
 const ATTEMPTS: usize = 3;

@@ -25,8 +25,8 @@ use crate::cluster::placement::Allocatable;
 use crate::environment::record::CorruptRow;
 use crate::environment::request::Quantities;
 
-/// How long a box that was taken from the queue is left alone: longer than a driver's call.
-const LEASE: Duration = Duration::from_secs(30);
+/// How long a box that was taken from the queue is left alone, unless the lease is renewed.
+pub const LEASE: Duration = Duration::from_secs(10);
 /// The same of a box that is ready, which is only observed. Short, because the boxes that a killed
 /// replica observes are not claimed until another one has seen them.
 const OBSERVE_LEASE: Duration = Duration::from_secs(6);
@@ -43,6 +43,15 @@ pub enum WarmStatus {
 }
 
 impl WarmStatus {
+    /// The value of the column `status`.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+        }
+    }
+
     fn parse(text: &str) -> Option<Self> {
         match text {
             "starting" => Some(Self::Starting),
@@ -263,6 +272,25 @@ impl Store {
             [id.as_str().into()],
         );
         self.database.execute_raw(recheck).await?;
+        Ok(())
+    }
+
+    /// Renews the lease of a box that was taken from the queue. Does nothing when its status has
+    /// changed since.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn renew_warm_box(&self, warm: &WarmBox) -> Result<(), StoreError> {
+        let renew = statement(
+            "UPDATE warm_boxes SET due_at = now() + make_interval(secs => $3)
+             WHERE id = $1 AND status = $2",
+            [
+                warm.id.as_str().into(),
+                warm.status.as_str().into(),
+                seconds(LEASE),
+            ],
+        );
+        self.database.execute_raw(renew).await?;
         Ok(())
     }
 

@@ -181,6 +181,27 @@ async fn box_that_is_not_known_to_be_alive_is_not_claimed() {
 }
 
 #[tokio::test]
+async fn renewed_lease_keeps_a_starting_box_from_others_and_delays_no_drain() {
+    let database = database().await;
+    let store = &database.store;
+    let pool = pool(store, "python").await;
+    let id = starting_box(store, &pool).await;
+    let take = async || {
+        let due = store.take_due_warm_boxes(CLUSTER, WarmWork::StartOrRemove, 8);
+        due.await.unwrap()
+    };
+    let taken = take().await.remove(0);
+    let expire = "UPDATE warm_boxes SET due_at = now()";
+    database.execute(expire).await;
+    store.renew_warm_box(&taken).await.unwrap();
+    assert!(take().await.is_empty());
+    let drained = store.drain_warm_boxes(std::slice::from_ref(&id)).await;
+    assert_eq!(drained.unwrap(), 1);
+    store.renew_warm_box(&taken).await.unwrap();
+    assert_eq!(take().await[0].status, WarmStatus::Draining);
+}
+
+#[tokio::test]
 async fn box_of_an_earlier_definition_or_another_cluster_is_not_claimed() {
     let database = database().await;
     let store = &database.store;
