@@ -10,7 +10,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::api::{Api, small};
-use crate::host::{leftover_boxes, leftovers_of_ended};
+use crate::host::{Supervised, leftover_boxes, leftovers_of_ended};
 use crate::kills::{kill, status};
 
 const POOL: &str = "/pools/claims";
@@ -37,13 +37,37 @@ async fn define_pool(api: &Api, boxes: u64) {
     assert_eq!(code, 201, "{answer}");
 }
 
-/// The pool, when it has `boxes` ready ones.
-async fn ready_pool(api: &Api, boxes: u64) -> Value {
+/// The pool at `path`, when it has `boxes` ready ones, or more by its demand.
+async fn ready_pool(api: &Api, path: &str, boxes: u64) -> Value {
     eventually_some("the pool has its boxes", DEADLINE, async || {
-        let (code, pool) = api.once(Method::GET, POOL, None).await;
-        (code == 200 && pool["status"]["ready"] == boxes).then_some(pool)
+        let (code, pool) = api.once(Method::GET, path, None).await;
+        let ready = pool["status"]["ready"].as_u64();
+        (code == 200 && ready >= Some(boxes)).then_some(pool)
     })
     .await
+}
+
+/// Creates environments until one gets a ready box of the pool at `path`. Returns it, and the ids of all.
+async fn create_in_ready_box(
+    api: &Api,
+    path: &str,
+    boxes: u64,
+    body: &Value,
+) -> (Value, Vec<String>) {
+    let mut created = Vec::new();
+    loop {
+        let pool = ready_pool(api, path, boxes).await;
+        let hit = json!({ "name": pool["name"], "hit": true });
+        let (code, answer) = api
+            .once(Method::POST, "/environments", Some(body.clone()))
+            .await;
+        assert_eq!(code, 201, "{answer}");
+        created.push(answer["id"].as_str().unwrap().to_owned());
+        if answer["status"] == "running" && answer["pool"] == hit {
+            return (answer, created);
+        }
+        assert!(created.len() < ATTEMPTS, "{answer}");
+    }
 }
 
 async fn delete_pool(api: &Api, system: &System) {
@@ -63,24 +87,13 @@ async fn create_that_matches_a_pool_is_answered_with_a_running_environment() {
         .unwrap();
     let api = Api::of(&system).await;
     define_pool(&api, 1).await;
-    let hit = json!({ "name": "claims", "hit": true });
-    let mut created = Vec::new();
-    let claimed = loop {
-        ready_pool(&api, 1).await;
-        let mut body = small("claimed");
-        body["env"] = json!({ "WHO": "me" });
-        let (code, answer) = api.once(Method::POST, "/environments", Some(body)).await;
-        assert_eq!(code, 201, "{answer}");
-        created.push(answer["id"].as_str().unwrap().to_owned());
-        if answer["status"] == "running" && answer["pool"] == hit {
-            break answer;
-        }
-        assert!(created.len() < ATTEMPTS, "{answer}");
-    };
+    let mut body = small("claimed");
+    body["env"] = json!({ "WHO": "me" });
+    let (claimed, mut created) = create_in_ready_box(&api, POOL, 1, &body).await;
     let id = claimed["id"].as_str().unwrap();
     let who = api.exec(id, "echo $WHO").await;
     assert_eq!(who["stdout"], "me\n", "{who}");
-    assert_eq!(api.get(id).await["pool"], hit);
+    assert_eq!(api.get(id).await["pool"], claimed["pool"]);
 
     let mut larger = small("larger");
     larger["resources"]["memory"] = "96Mi".into();
@@ -88,7 +101,7 @@ async fn create_that_matches_a_pool_is_answered_with_a_running_environment() {
     let miss = json!({ "name": "claims", "hit": false, "reason": "resources" });
     assert_eq!(cold["pool"], miss, "{cold}");
     created.push(cold["id"].as_str().unwrap().to_owned());
-    let pool = ready_pool(&api, 1).await;
+    let pool = ready_pool(&api, POOL, 1).await;
     let counts = &pool["status"];
     assert!(counts["hits"].as_u64().unwrap() >= 1, "{pool}");
     assert_eq!(counts["misses_by_reason"]["resources"], 1, "{pool}");
@@ -100,6 +113,34 @@ async fn create_that_matches_a_pool_is_answered_with_a_running_environment() {
     }
     delete_pool(&api, &system).await;
     system.stop().await;
+}
+
+#[tokio::test]
+async fn first_create_on_a_new_instance_gets_one_of_two_ready_boxes() {
+    let directory = tempfile::tempdir().unwrap();
+    let deployment = format!("local-{:08x}", rand::random::<u32>());
+    let mut supervised = Supervised::start_as_up(directory.path(), &deployment);
+    let api = supervised.api().await;
+    // The request of the API guide.
+    let body = json!({
+        "name": "my-python-env",
+        "image": "python:3.11-slim",
+        "resources": { "cpu": "500m", "memory": "512Mi", "storage": "1Gi" },
+        "timeout": 3600,
+        "env": { "MY_VAR": "my-value" },
+    });
+    let (claimed, created) = create_in_ready_box(&api, "/pools/python", 2, &body).await;
+    let script = "python -c 'import os; print(os.environ[\"MY_VAR\"])'";
+    let printed = api.exec(claimed["id"].as_str().unwrap(), script).await;
+    assert_eq!(printed["stdout"], "my-value\n", "{printed}");
+    let (code, refused) = api.once(Method::DELETE, "/pools/python", None).await;
+    assert_eq!(code, 409, "{refused}");
+    for id in &created {
+        api.delete(id).await;
+        api.wait_for_status(id, "terminated").await;
+    }
+    supervised.test_program.kill().unwrap();
+    supervised.wait();
 }
 
 /// The clients' progress, by which the test selects the time of a kill.
@@ -153,7 +194,7 @@ async fn killed_scheduler_and_exec_proxy_during_claims_hand_out_nothing_twice_an
         .unwrap();
     let api = Api::of(&system).await;
     define_pool(&api, BOXES).await;
-    ready_pool(&api, BOXES).await;
+    ready_pool(&api, POOL, BOXES).await;
     let progress = Progress::default();
     let clients = join_all((0..CLIENTS).map(|client| progress.work(&api, client)));
     let killing = async {
@@ -192,7 +233,7 @@ async fn killed_scheduler_and_exec_proxy_during_claims_hand_out_nothing_twice_an
     }
     let listed = api.list().await;
     assert_eq!(listed["total"], created.len(), "each was created once");
-    let pool = ready_pool(&api, BOXES).await;
+    let pool = ready_pool(&api, POOL, BOXES).await;
     assert_eq!(pool["status"]["hits"], hits, "{pool}");
     assert_eq!(pool["status"]["claims"], created.len(), "{pool}");
     delete_pool(&api, &system).await;
