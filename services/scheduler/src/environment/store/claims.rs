@@ -159,10 +159,10 @@ async fn create_in_warm_box(
     }
     let used = usage(&transaction, owner).await?;
     creation.quota.check(used, creation.quantities)?;
-    let taken = match take_box(&transaction, pool, clusters, Locked::Skip).await? {
-        Some(taken) => Some(taken),
-        None => take_box(&transaction, pool, clusters, Locked::Wait).await?,
-    };
+    let mut taken = take_box(&transaction, pool, clusters, Locked::Skip).await?;
+    if taken.is_none() {
+        taken = take_box(&transaction, pool, clusters, Locked::Wait).await?;
+    }
     let Some(taken) = taken else {
         transaction.rollback().await?;
         return Ok(ClaimOutcome::Empty);
