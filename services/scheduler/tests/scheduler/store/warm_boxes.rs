@@ -169,7 +169,7 @@ async fn box_that_is_not_known_to_be_alive_is_not_claimed() {
         .unwrap();
     store.mark_warm_box_seen(&id).await.unwrap();
     assert!(claim(store, &pool).await.is_none(), "it is being removed");
-    let due = async |work| store.take_due_warm_boxes(CLUSTER, work, 8).await.unwrap();
+    let due = async |work: WarmWork| store.take_due_warm_boxes(CLUSTER, work, 8).await.unwrap();
     assert!(due(WarmWork::Observe).await.is_empty());
     let removed = due(WarmWork::StartOrRemove).await;
     assert_eq!(removed.len(), 1);
