@@ -14,7 +14,7 @@ use chrono::Utc;
 use sha2::{Digest as _, Sha256};
 use tokio::net::TcpStream;
 
-use crate::box_state::{BoxLock, BoxState};
+use crate::box_state::{BoxLock, BoxState, Warm};
 use crate::context::Context;
 use crate::error::io_failure;
 use crate::phase::{self, Observation, ObservedContainer};
@@ -63,7 +63,7 @@ impl Context {
         }
         self.finish_claim(spec, generation, &lock, &mut state)
             .await?;
-        // boxd has just answered, so that containerd need not be asked.
+        // Not asked of containerd: the next observation finds a box that has ended since.
         Ok(Observed {
             id: id.clone(),
             generation: state.generation,
@@ -78,7 +78,7 @@ impl Context {
     }
 
     /// Records the claim, opens the network for its policy, and configures boxd. Each step may have been
-    /// done by an earlier call.
+    /// done by an earlier call; after the last one boxd is not asked again.
     pub async fn finish_claim(
         &self,
         spec: &BoxSpec,
@@ -93,12 +93,19 @@ impl Context {
                 held: state.generation,
             });
         }
+        let claim = claim_of(spec)?;
+        let has_claim = |warm: &Warm| warm.is_configured && warm.claim.as_ref() == Some(&claim);
+        if state.warm.as_ref().is_some_and(has_claim) {
+            // Also when the command has ended since, and boxd with it.
+            state.generation = generation;
+            self.states.save(lock, id, state).await?;
+            return Ok(());
+        }
         let has_ended = state.failure.is_some() || state.ending.is_some();
         let network = state.network.clone();
         let Some(mut network) = network.filter(|_| state.ready_at.is_some() && !has_ended) else {
             return Err(not_claimable("it does not run"));
         };
-        let claim = claim_of(spec)?;
         let policy = spec.network_policy(self.config.default_allow_internet);
         network.owner = Some(spec.owner.clone());
         let Some(warm) = state.warm.as_mut() else {
@@ -108,7 +115,6 @@ impl Context {
             return Err(not_claimable("another claim has it"));
         }
         warm.claim = Some(claim);
-        let was_configured = warm.is_configured;
         let entrypoint = warm.entrypoint.clone();
         state.generation = generation;
         state.network = Some(network.clone());
@@ -131,18 +137,16 @@ impl Context {
         };
         let within = self.claim_deadline();
         configure_claimed(connection, prepared, spec, Some(&entrypoint), within).await?;
-        if !was_configured {
-            if let Some(warm) = state.warm.as_mut() {
-                warm.is_configured = true;
-            }
-            // The box of its owner runs since now.
-            state.ready_at = Some(Utc::now());
-            self.states.save(lock, id, state).await?;
+        if let Some(warm) = state.warm.as_mut() {
+            warm.is_configured = true;
         }
+        // The box of its owner runs since now.
+        state.ready_at = Some(Utc::now());
+        self.states.save(lock, id, state).await?;
         Ok(())
     }
 
-    /// Of a claim: for the box's lock, and for boxd's answer.
+    /// Of a claim: for the box's lock, and for the connection to boxd.
     fn claim_deadline(&self) -> Duration {
         Duration::from_millis(self.config.connect_deadline_ms)
     }

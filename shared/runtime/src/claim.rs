@@ -10,6 +10,10 @@ use agentbox_contracts::ErrorChain;
 
 use crate::{BoxSpec, BoxStream, RuntimeError};
 
+/// How many times the deadline of a connection boxd has for its answer. It has just proved that it is
+/// alive, and may start the command: to give up the box then could run the command twice.
+const ANSWER_DEADLINES: u32 = 5;
+
 /// The configuration of a box for `spec`, as a cold box of this spec has it. `entrypoint` is the main
 /// command of its image, for a spec with `use_entrypoint`.
 fn request(spec: &BoxSpec, entrypoint: Option<&[String]>) -> ConfigureRequest {
@@ -33,8 +37,8 @@ fn unanswered(within: Duration) -> RuntimeError {
 
 /// Gives a warm boxd the owner, the variables and the main command of `spec`. `connection` connects to
 /// it; meanwhile `prepared` makes what must be in force before boxd has the command. `entrypoint` is the
-/// main command of the image, if the driver knows it. `within` bounds the time until boxd is connected,
-/// and again that until it answers.
+/// main command of the image, if the driver knows it. `within` bounds the time until boxd is connected;
+/// five times as long bounds that until it answers.
 ///
 /// # Errors
 /// [`RuntimeError::NotClaimable`] when boxd refuses, or the command of the image is unknown or none;
@@ -67,13 +71,14 @@ pub async fn configure_claimed<S: BoxStream>(
     };
     let (client, ()) = tokio::try_join!(connected, prepared)?;
     let configuring = configure(client, request(spec, entrypoint));
-    match tokio::time::timeout(within, configuring).await {
+    let answer_within = within.saturating_mul(ANSWER_DEADLINES);
+    match tokio::time::timeout(answer_within, configuring).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(ConfigureError::Refused(message))) => Err(RuntimeError::NotClaimable(message)),
         Ok(Err(error @ ConfigureError::Unanswered(_))) => {
             Err(RuntimeError::Unreachable(error.to_string()))
         }
-        Err(_) => Err(unanswered(within)),
+        Err(_) => Err(unanswered(answer_within)),
     }
 }
 

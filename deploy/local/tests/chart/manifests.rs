@@ -99,6 +99,11 @@ fn all_options() -> Value {
             "execProxy": { "existingSecret": "d", "autoscaling": { "enabled": false }, "replicas": 5 },
             "webhooks": { "existingSecret": "f" }, "provisioner": { "existingSecret": "e" },
         },
+        "pools": { "python": {
+            "image": "python:3.11-slim", "min_ready": 2, "max_ready": 8,
+            "resources": { "cpu": "500m", "memory": "512Mi", "storage": "1Gi" },
+            "isolation": { "security_context": { "run_as_user": 1000 } },
+        }},
         "eventConsumers": [{ "name": "billing", "from": [{ "podSelector": { "matchLabels": { "app": "billing" } } }] }],
         "nats": { "enabled": false, "url": "tls://nats.example:4222", "tlsSecret": "nats-ca" },
         "postgres": { "enabled": false, "tlsSecret": "postgres-ca" },
@@ -196,6 +201,8 @@ pub async fn are_valid(cluster: &Cluster) {
             "runbook_url: https://wiki.example/runbooks/create-errors\n",
             "agentbox-loadtest",
             "replacement: agentbox-$1",
+            "\"max_ready\": 8",
+            "\"run_as_user\": 1000",
         ] {
             assert_eq!(
                 text.contains(text_of_options),
@@ -219,6 +226,13 @@ pub async fn are_valid(cluster: &Cluster) {
         (
             "settings",
             json!({ "cluster": { "settings": { "kubeconfig": "/x" } } }),
+        ),
+        (
+            "max_ready",
+            json!({ "pools": { "python": {
+                "image": "busybox", "min_ready": 2,
+                "resources": { "cpu": "1", "memory": "1Gi", "storage": "1Gi" },
+            }}}),
         ),
         ("digest", json!({ "image": { "digest": "sha256:0a" } })),
         ("digest", json!({ "boxdImage": { "digest": "latest" } })),

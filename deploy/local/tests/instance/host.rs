@@ -39,6 +39,13 @@ impl Supervised {
         Self::start_plan(directory, None, &plan(Some(deployment), false))
     }
 
+    /// As `up` starts an instance with services, with its default pool. The gateway lets a test ask often.
+    pub fn start_as_up(directory: &Path, deployment: &str) -> Self {
+        let mut plan = plan(Some(deployment), true);
+        plan["environment"]["api-gateway"]["AGENTBOX_RATE_LIMIT_OTHER"] = "1000000".into();
+        Self::start_plan(directory, None, &plan)
+    }
+
     fn start_plan(directory: &Path, cache: Option<&Path>, plan: &Value) -> Self {
         let _ = std::fs::remove_file(directory.join("state.json"));
         std::fs::write(directory.join("plan.json"), plan.to_string()).unwrap();

@@ -16,6 +16,7 @@ const FILES: &str = include_str!("../../../../docs/files.md");
 const EXECUTIONS: &str = include_str!("../../../../docs/executions.md");
 const PORTS: &str = include_str!("../../../../docs/ports.md");
 const ENVIRONMENTS: &str = include_str!("../../../../docs/environments.md");
+const POOLS: &str = include_str!("../../../../docs/pools.md");
 
 /// The gateway of `make up`, as the pages write it.
 const GATEWAY: &str = "127.0.0.1:8080";
@@ -180,4 +181,12 @@ async fn programs_of_the_page_on_environments_succeed() {
         &printed,
         &["\"status\":\"running\"", "\"network_policy_applied\":true"],
     );
+}
+
+#[tokio::test]
+async fn programs_of_the_page_on_pools_succeed() {
+    let printed = run("pools", POOLS, "").await;
+    // By the definition, the pool and the list.
+    let defined = "\"name\":\"small\",\"source\":\"api\"";
+    assert_eq!(printed.matches(defined).count(), 3, "{printed}");
 }

@@ -11,6 +11,7 @@
 mod api;
 mod audit;
 mod boxes;
+mod claims;
 mod clusters;
 mod doctor;
 mod encryption;

@@ -60,7 +60,7 @@ pub use queue::{Claim, ClaimRenewal};
 pub use statistics::{Backlog, OwnerUse, Statistics, StatusCount};
 pub use sweep::ActiveEnvironment;
 use unreadable::{UnreadableRows, environment_id};
-pub use warm_boxes::{WarmBox, WarmStatus};
+pub use warm_boxes::{LEASE as WARM_BOX_LEASE, WarmBox, WarmStatus, WarmWork};
 
 use crate::environment::entity::{self, Column, Entity};
 use crate::environment::record::{CorruptRow, Record};

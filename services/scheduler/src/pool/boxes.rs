@@ -23,14 +23,15 @@ use crate::config::Settings;
 use crate::environment::creation::Creation;
 use crate::environment::reconcile::call_runtime;
 use crate::environment::spec::box_spec;
-use crate::environment::store::{Store, StoreError, WarmBox, WarmStatus};
+use crate::environment::store::{Store, StoreError, WARM_BOX_LEASE, WarmBox, WarmStatus, WarmWork};
 use crate::environment::warm_claim::WARM_GENERATION;
 use crate::metrics;
 use crate::pool::request::environment_request;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 const BATCH: u32 = 64;
-/// Boxes of one cluster that one replica works on at a time.
+/// Boxes of one cluster that one replica observes at a time, and beside them those that it starts and
+/// removes.
 const CONCURRENCY: usize = 16;
 /// The pause before a box that starts is asked for again.
 const START_RETRY: Duration = Duration::from_secs(1);
@@ -72,8 +73,15 @@ impl WarmBoxes {
 
     /// Works on the due boxes until `shutdown`.
     pub async fn run_due(self, shutdown: CancellationToken) {
+        tokio::join!(
+            self.run(WarmWork::Observe, shutdown.clone()),
+            self.run(WarmWork::StartOrRemove, shutdown),
+        );
+    }
+
+    async fn run(&self, work: WarmWork, shutdown: CancellationToken) {
         let source = (self.clone(), shutdown);
-        let due = futures::stream::unfold(source, |(boxes, shutdown)| async move {
+        let due = futures::stream::unfold(source, move |(boxes, shutdown)| async move {
             loop {
                 tokio::select! {
                     () = shutdown.cancelled() => return None,
@@ -81,7 +89,7 @@ impl WarmBoxes {
                 }
                 match boxes
                     .store
-                    .take_due_warm_boxes(&boxes.cluster.name, BATCH)
+                    .take_due_warm_boxes(&boxes.cluster.name, work, BATCH)
                     .await
                 {
                     Ok(due) if due.is_empty() => {}
@@ -92,13 +100,12 @@ impl WarmBoxes {
                 }
             }
         });
-        let boxes = &self;
         due.map(futures::stream::iter)
             .flatten()
             .for_each_concurrent(CONCURRENCY, |warm| {
                 let span = tracing::info_span!(parent: None, "warm_box", otel.name = "reconcile warm box", environment.id = %warm.id, pool = warm.pool);
                 async move {
-                    if let Err(error) = boxes.reconcile(&warm).await {
+                    if let Err(error) = self.reconcile(&warm).await {
                         tracing::warn!(error = %ErrorChain(&error), environment.id = %warm.id, pool = warm.pool, "warm box not reconciled; it stays due");
                     }
                 }
@@ -109,9 +116,28 @@ impl WarmBoxes {
 
     async fn reconcile(&self, warm: &WarmBox) -> Result<(), StoreError> {
         match warm.status {
-            WarmStatus::Starting => self.start(warm).await,
+            WarmStatus::Starting => self.leased(warm, self.start(warm)).await,
             WarmStatus::Ready => self.observe(warm).await,
-            WarmStatus::Draining => self.remove(warm).await,
+            WarmStatus::Draining => self.leased(warm, self.remove(warm)).await,
+        }
+    }
+
+    /// Renews the lease of the box during `work`, which may pull an image.
+    async fn leased(
+        &self,
+        warm: &WarmBox,
+        work: impl Future<Output = Result<(), StoreError>>,
+    ) -> Result<(), StoreError> {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                outcome = &mut work => return outcome,
+                () = tokio::time::sleep(WARM_BOX_LEASE / 3) => {}
+            }
+            if let Err(error) = self.store.renew_warm_box(warm).await {
+                tracing::warn!(error = %ErrorChain(&error), environment.id = %warm.id, pool = warm.pool, "lease of a warm box not renewed");
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use agentbox_contracts::cluster::rpc::{ClusterRequest, CordonCluster};
-use agentbox_contracts::environment::{EventKind, Status};
+use agentbox_contracts::environment::{Environment, EnvironmentRequest, EventKind, Status};
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::pool::rpc::{
     DeletePool, DeletePoolRequest, GetPool, GetPoolRequest, SetPool, SetPoolRequest,
@@ -12,11 +12,15 @@ use agentbox_contracts::pool::rpc::{
 use agentbox_contracts::pool::{MissReason, Pool, PoolSpec, PoolUse};
 use futures::future::join_all;
 
-use crate::support::cluster::{CALL, CLUSTER, World};
+use crate::support::cluster::{CALL, CLUSTER, World, is_without_answer};
 use crate::support::{eventually, request};
 
 const SOON: Duration = Duration::from_secs(30);
+/// A box that a killed replica was starting is continued after that replica's lease of ten seconds.
+const AFTER_A_KILL: Duration = Duration::from_secs(60);
 const POOL: &str = "busybox";
+/// How often [`create_in_ready_box`] tries.
+const ATTEMPTS: usize = 3;
 
 /// Defines the pool of the boxes of [`request`].
 async fn set_pool(world: &World, min_ready: u32, max_ready: u32) {
@@ -44,11 +48,40 @@ async fn pool(world: &World) -> Pool {
 }
 
 async fn wait_for_ready(world: &World, ready: u64) {
-    eventually("the pool has its boxes", SOON, async || {
-        let status = pool(world).await.status;
-        status.ready == ready && status.starting == 0
+    wait_for_ready_within(world, ready, SOON).await;
+}
+
+async fn wait_for_ready_within(world: &World, ready: u64, within: Duration) {
+    let request = GetPoolRequest {
+        name: POOL.to_owned(),
+    };
+    eventually("the pool has its boxes", within, async || {
+        match world.gateway.call::<GetPool>(&request, CALL).await {
+            Ok(pool) => pool.status.ready == ready && pool.status.starting == 0,
+            Err(error) if is_without_answer(&error) => false,
+            Err(error) => panic!("{error}"),
+        }
     })
     .await;
+}
+
+/// Creates an environment in one of the `ready` boxes of the pool. A box that was not reported in time,
+/// or that did not answer its claim in time, because the machine stalled, is one attempt.
+async fn create_in_ready_box(world: &World, ready: u64, wanted: EnvironmentRequest) -> Environment {
+    let mut missed = Vec::new();
+    while missed.len() < ATTEMPTS {
+        wait_for_ready(world, ready).await;
+        let before = boxes(world).await;
+        let created = world.create(wanted.clone()).await;
+        if created.status == Status::Running && created.pool == Some(PoolUse::hit(POOL)) {
+            assert!(before.contains(&created.id), "{created:?}");
+            return created;
+        }
+        world.force_delete(&created.id).await;
+        world.wait_for_box_removal(&created.id).await;
+        missed.push(created);
+    }
+    panic!("no ready box was claimed: {missed:?}");
 }
 
 /// The boxes of the cluster.
@@ -61,17 +94,12 @@ async fn boxes(world: &World) -> BTreeSet<EnvironmentId> {
 async fn matching_create_runs_at_once_in_a_ready_box_which_is_replaced() {
     let world = World::new().await;
     let replica = world.replica().await;
-    set_pool(&world, 2, 4).await;
-    wait_for_ready(&world, 2).await;
-    let ready = boxes(&world).await;
+    set_pool(&world, 2, 2).await;
     let mut wanted = request("hit");
     wanted.env.insert("A".into(), "b".into());
     wanted.labels.insert("team".into(), "a".into());
     wanted.timeout_s = 60;
-    let created = world.create(wanted).await;
-    assert_eq!(created.status, Status::Running, "{created:?}");
-    assert_eq!(created.pool, Some(PoolUse::hit(POOL)));
-    assert!(ready.contains(&created.id));
+    let created = create_in_ready_box(&world, 2, wanted).await;
     assert!(created.started_at.unwrap() >= created.created_at);
     let lifetime = created.expires_at - created.created_at;
     assert_eq!(lifetime, chrono::TimeDelta::seconds(60));
@@ -80,12 +108,10 @@ async fn matching_create_runs_at_once_in_a_ready_box_which_is_replaced() {
         assert_eq!(event.kind, kind);
         assert_eq!(event.pool, created.pool);
     }
-    wait_for_ready(&world, 2).await;
     // A command that ends ends its environment, as in a box of its own.
     let mut once = request("once");
     once.command = Some(vec!["sh".into(), "-c".into(), "exit 0".into()]);
-    let once = world.create(once).await;
-    assert_eq!(once.pool, Some(PoolUse::hit(POOL)));
+    let once = create_in_ready_box(&world, 2, once).await;
     world
         .wait_for_status(&once.id, Status::Terminated, SOON)
         .await;
@@ -130,6 +156,43 @@ async fn stopped_ready_box_is_never_handed_out() {
     let is_cold = running.pool == Some(PoolUse::miss(POOL, MissReason::ClaimFailed));
     assert!(is_replaced || is_cold, "{running:?}");
     replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ready_boxes_outlive_the_scheduler_and_are_handed_out_by_the_next_one() {
+    let world = World::new().await;
+    let first = world.replica().await;
+    set_pool(&world, 2, 2).await;
+    wait_for_ready(&world, 2).await;
+    let ready = boxes(&world).await;
+    first.stop().await;
+    assert_eq!(boxes(&world).await, ready);
+    let second = world.replica().await;
+    wait_for_ready(&world, 2).await;
+    assert_eq!(boxes(&world).await, ready);
+    create_in_ready_box(&world, 2, request("after")).await;
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ready_box_of_an_image_with_another_digest_is_replaced() {
+    let world = World::new().await;
+    let first = world.replica().await;
+    set_pool(&world, 1, 1).await;
+    wait_for_ready(&world, 1).await;
+    let outdated = boxes(&world).await;
+    first.stop().await;
+    let started = "UPDATE warm_boxes SET image_digest = 'sha256:of-an-older-image'
+        WHERE image_digest IS NOT NULL";
+    world.database.execute(started).await;
+    // It reads the digests when it starts, and then every 30 seconds.
+    let second = world.replica().await;
+    eventually("the outdated box is removed", SOON, async || {
+        boxes(&world).await.is_disjoint(&outdated)
+    })
+    .await;
+    wait_for_ready(&world, 1).await;
+    second.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -205,7 +268,7 @@ async fn scheduler_killed_during_claims_hands_out_nothing_twice_and_loses_nothin
             .wait_for_status(&created.id, Status::Running, SOON)
             .await;
     }
-    wait_for_ready(&world, 4).await;
+    wait_for_ready_within(&world, 4, AFTER_A_KILL).await;
     let expected = CREATES + 4;
     eventually("no other box is left", SOON, async || {
         boxes(&world).await.len() == expected

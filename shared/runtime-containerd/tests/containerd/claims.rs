@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::conformance::{Violation, accounts, check, eventually};
-use agentbox_runtime::{NetworkPolicy, Runtime as _, RuntimeError};
+use agentbox_runtime::{BoxPhase, NetworkPolicy, Runtime as _, RuntimeError};
 use agentbox_runtime_containerd::{Config, Driver};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -51,6 +51,60 @@ async fn claim_of_a_box_whose_boxd_was_killed_is_an_error() {
         check(matches!(refused, Err(RuntimeError::Unreachable(_))), || {
             format!("{refused:?}")
         })
+    };
+    let outcome: Result<(), Violation> = claims.await;
+    s.clean().await.unwrap();
+    outcome.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn same_claim_of_a_box_that_has_ended_since_succeeds_and_starts_nothing() {
+    let s = subject().await;
+    let claims = async {
+        let spec = s.script("echo once; exit 3");
+        let address = s.run_warm(&spec).await?;
+        s.first.claim(&spec, 1, address).await?;
+        s.end_of(&spec.id).await?;
+        s.second.claim(&spec, 1, address).await?;
+        let end = s.end_of(&spec.id).await?;
+        check(end.exit_code == 3 && end.output == "once", || {
+            format!("{end:?}")
+        })
+    };
+    let outcome: Result<(), Violation> = claims.await;
+    s.clean().await.unwrap();
+    outcome.unwrap();
+}
+
+/// The parent of a process.
+fn parent(pid: u32) -> Pid {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    Pid::from_raw(parent.unwrap().trim().parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn warm_box_whose_shim_was_killed_no_longer_runs_and_is_not_claimed() {
+    let s = subject().await;
+    let claims = async {
+        let spec = s.spec();
+        let address = s.run_warm(&spec).await?;
+        let boxd = boxd_pid(&config().await.deployment, spec.id.as_str());
+        kill(parent(boxd), Signal::SIGKILL).unwrap();
+        eventually("the box does not run", || async {
+            let observed = s.second.get(&spec.id).await?;
+            let runs = observed.is_some_and(|it| matches!(it.phase, BoxPhase::Running { .. }));
+            Ok((!runs).then_some(()))
+        })
+        .await?;
+        let refused = s.first.claim(&spec, 1, address).await;
+        check(
+            matches!(
+                refused,
+                Err(RuntimeError::Unreachable(_) | RuntimeError::NotClaimable(_))
+            ),
+            || format!("{refused:?}"),
+        )
     };
     let outcome: Result<(), Violation> = claims.await;
     s.clean().await.unwrap();

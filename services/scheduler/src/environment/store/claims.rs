@@ -2,7 +2,8 @@
 //!
 //! * I1. A box is taken and its environment written in one transaction. The row of the box is locked
 //!   and deleted, and creates skip locked rows, so that no box is taken twice and no create waits for
-//!   another one's box.
+//!   another one's box. Only when every box is locked, a create waits for the oldest: its row may be
+//!   locked for its next observation, which ends at once.
 //! * I2. A box is taken only if its cluster reported in the last [`ALIVE_WITHIN`] that it runs.
 
 use std::net::SocketAddr;
@@ -158,7 +159,11 @@ async fn create_in_warm_box(
     }
     let used = usage(&transaction, owner).await?;
     creation.quota.check(used, creation.quantities)?;
-    let Some(taken) = take_box(&transaction, pool, clusters).await? else {
+    let mut taken = take_box(&transaction, pool, clusters, Locked::Skip).await?;
+    if taken.is_none() {
+        taken = take_box(&transaction, pool, clusters, Locked::Wait).await?;
+    }
+    let Some(taken) = taken else {
         transaction.rollback().await?;
         return Ok(ClaimOutcome::Empty);
     };
@@ -169,13 +174,25 @@ async fn create_in_warm_box(
     Ok(ClaimOutcome::Claimed(Box::new(created)))
 }
 
+/// What is done about a box whose row another transaction has locked.
+#[derive(Clone, Copy)]
+enum Locked {
+    Skip,
+    Wait,
+}
+
 /// Takes the oldest box of `pool` that is ready and alive (I1, I2).
 async fn take_box(
     transaction: &DatabaseTransaction,
     pool: &PoolRow,
     clusters: &[String],
+    locked: Locked,
 ) -> Result<Option<TakenBox>, StoreError> {
-    let take = statement(
+    let lock = match locked {
+        Locked::Skip => "SKIP LOCKED",
+        Locked::Wait => "",
+    };
+    let text = format!(
         "WITH chosen AS MATERIALIZED (
             SELECT warm_boxes.id FROM warm_boxes
             JOIN pools ON pools.name = warm_boxes.pool AND pools.revision = warm_boxes.revision
@@ -184,10 +201,13 @@ async fn take_box(
                 AND warm_boxes.seen_at > now() - make_interval(secs => $3)
                 AND warm_boxes.cluster IN (SELECT jsonb_array_elements_text($4))
             ORDER BY warm_boxes.created_at LIMIT 1
-            FOR UPDATE OF warm_boxes SKIP LOCKED
+            FOR UPDATE OF warm_boxes {lock}
          )
          DELETE FROM warm_boxes USING chosen WHERE warm_boxes.id = chosen.id
-         RETURNING warm_boxes.id, warm_boxes.cluster, warm_boxes.address",
+         RETURNING warm_boxes.id, warm_boxes.cluster, warm_boxes.address"
+    );
+    let take = statement(
+        text,
         [
             pool.name.as_str().into(),
             pool.revision.into(),

@@ -25,8 +25,11 @@ use crate::cluster::placement::Allocatable;
 use crate::environment::record::CorruptRow;
 use crate::environment::request::Quantities;
 
-/// How long a box that was taken from the queue is left alone: longer than a driver's call.
-const LEASE: Duration = Duration::from_secs(30);
+/// How long a box that was taken from the queue is left alone, unless the lease is renewed.
+pub const LEASE: Duration = Duration::from_secs(10);
+/// The same of a box that is ready, which is only observed. Short, because the boxes that a killed
+/// replica observes are not claimed until another one has seen them.
+const OBSERVE_LEASE: Duration = Duration::from_secs(6);
 /// How soon a box that was started or seen alive is observed again.
 const OBSERVE_INTERVAL: Duration = Duration::from_secs(3);
 
@@ -40,6 +43,15 @@ pub enum WarmStatus {
 }
 
 impl WarmStatus {
+    /// The value of the column `status`.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+        }
+    }
+
     fn parse(text: &str) -> Option<Self> {
         match text {
             "starting" => Some(Self::Starting),
@@ -48,6 +60,16 @@ impl WarmStatus {
             _ => None,
         }
     }
+}
+
+/// What is done about due boxes. Those that are ready are taken apart from the others, because
+/// observing them must not wait for a box that is slow to start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WarmWork {
+    /// Boxes that are ready.
+    Observe,
+    /// Boxes that are starting or draining.
+    StartOrRemove,
 }
 
 /// A box of a pool.
@@ -102,26 +124,37 @@ impl Store {
         self.read_warm_boxes(statement(select, [])).await
     }
 
-    /// Takes up to `limit` due boxes of `cluster`, and postpones their due time so that no other
-    /// replica takes them as well.
+    /// Takes up to `limit` boxes of `cluster` that are due for `work`, and postpones their due time so
+    /// that no other replica takes them as well.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn take_due_warm_boxes(
         &self,
         cluster: &str,
+        work: WarmWork,
         limit: u32,
     ) -> Result<Vec<WarmBox>, StoreError> {
+        let lease = match work {
+            WarmWork::Observe => OBSERVE_LEASE,
+            WarmWork::StartOrRemove => LEASE,
+        };
         let due = statement(
             format!(
                 "UPDATE warm_boxes SET due_at = now() + make_interval(secs => $3)
                  WHERE id IN (
                     SELECT id FROM warm_boxes WHERE due_at <= now() AND cluster = $1
+                        AND (status = 'ready') = $4
                     ORDER BY due_at LIMIT $2 FOR UPDATE SKIP LOCKED
                  )
                  RETURNING {COLUMNS}"
             ),
-            [cluster.into(), i64::from(limit).into(), seconds(LEASE)],
+            [
+                cluster.into(),
+                i64::from(limit).into(),
+                seconds(lease),
+                (work == WarmWork::Observe).into(),
+            ],
         );
         self.read_warm_boxes(due).await
     }
@@ -239,6 +272,25 @@ impl Store {
             [id.as_str().into()],
         );
         self.database.execute_raw(recheck).await?;
+        Ok(())
+    }
+
+    /// Renews the lease of a box that was taken from the queue. Does nothing when its status has
+    /// changed since.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn renew_warm_box(&self, warm: &WarmBox) -> Result<(), StoreError> {
+        let renew = statement(
+            "UPDATE warm_boxes SET due_at = now() + make_interval(secs => $3)
+             WHERE id = $1 AND status = $2",
+            [
+                warm.id.as_str().into(),
+                warm.status.as_str().into(),
+                seconds(LEASE),
+            ],
+        );
+        self.database.execute_raw(renew).await?;
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use agentbox_contracts::pool::{MissReason, PoolSource, PoolSpec, PoolUse};
 use agentbox_scheduler::environment::record::Record;
-use agentbox_scheduler::environment::store::{ClaimOutcome, PoolRow, WarmStatus};
+use agentbox_scheduler::environment::store::{ClaimOutcome, PoolRow, WarmStatus, WarmWork};
 use agentbox_scheduler::environment::warm_claim::{CLAIM_GENERATION, WarmClaim};
 
 use super::*;
@@ -96,6 +96,29 @@ async fn concurrent_creates_claim_each_ready_box_once() {
 }
 
 #[tokio::test]
+async fn box_whose_row_is_locked_for_an_observation_is_claimed_afterwards() {
+    use sea_orm::{ConnectionTrait as _, TransactionTrait as _};
+    let database = database().await;
+    let store = &database.store;
+    let pool = pool(store, "python").await;
+    let id = ready_box(store, &pool).await;
+    let observation = database.connection.begin().await.unwrap();
+    let lock = "UPDATE warm_boxes SET seen_at = now()";
+    observation.execute_unprepared(lock).await.unwrap();
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let observing = async {
+        eventually("the create waits", Duration::from_secs(10), async || {
+            database.number(waiting).await > 0
+        })
+        .await;
+        observation.commit().await.unwrap();
+    };
+    let (claimed, ()) = tokio::join!(claim(store, &pool), observing);
+    assert_eq!(claimed.unwrap().environment.id, id);
+}
+
+#[tokio::test]
 async fn claimed_environment_has_the_id_and_the_address_of_its_box() {
     let database = database().await;
     let store = &database.store;
@@ -146,13 +169,36 @@ async fn box_that_is_not_known_to_be_alive_is_not_claimed() {
         .unwrap();
     store.mark_warm_box_seen(&id).await.unwrap();
     assert!(claim(store, &pool).await.is_none(), "it is being removed");
-    let due = store.take_due_warm_boxes(CLUSTER, 8).await.unwrap();
-    assert_eq!(due.len(), 1);
-    assert_eq!(due[0].status, WarmStatus::Draining);
-    let again = store.take_due_warm_boxes(CLUSTER, 8).await.unwrap();
+    let due = async |work: WarmWork| store.take_due_warm_boxes(CLUSTER, work, 8).await.unwrap();
+    assert!(due(WarmWork::Observe).await.is_empty());
+    let removed = due(WarmWork::StartOrRemove).await;
+    assert_eq!(removed.len(), 1);
+    assert_eq!(removed[0].status, WarmStatus::Draining);
+    let again = due(WarmWork::StartOrRemove).await;
     assert!(again.is_empty(), "it was taken");
     store.delete_warm_box(&id).await.unwrap();
     assert!(store.warm_boxes().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn renewed_lease_keeps_a_starting_box_from_others_and_delays_no_drain() {
+    let database = database().await;
+    let store = &database.store;
+    let pool = pool(store, "python").await;
+    let id = starting_box(store, &pool).await;
+    let take = async || {
+        let due = store.take_due_warm_boxes(CLUSTER, WarmWork::StartOrRemove, 8);
+        due.await.unwrap()
+    };
+    let taken = take().await.remove(0);
+    let expire = "UPDATE warm_boxes SET due_at = now()";
+    database.execute(expire).await;
+    store.renew_warm_box(&taken).await.unwrap();
+    assert!(take().await.is_empty());
+    let drained = store.drain_warm_boxes(std::slice::from_ref(&id)).await;
+    assert_eq!(drained.unwrap(), 1);
+    store.renew_warm_box(&taken).await.unwrap();
+    assert_eq!(take().await[0].status, WarmStatus::Draining);
 }
 
 #[tokio::test]
