@@ -191,7 +191,7 @@ pub async fn warm_up(api: &Api) -> anyhow::Result<()> {
         match worked {
             Ok(_) => {}
             Err(error) if is_rate_limited(&error) => bail!(
-                "the system limits the rate of requests: start it with {} set to {NO_LIMIT}",
+                "the system limits the requests of one user: start it with {} set to {NO_LIMIT}",
                 LIMITS.join(", ")
             ),
             Err(error) => return Err(error.context("measuring a first environment")),

@@ -86,8 +86,14 @@ async fn case(client: &Client, id: &EnvironmentId, followers: usize) -> anyhow::
     // Each follower reports the first line, which may be a kept one: its stream is open then.
     send(&mut writer, &line(followers, 0)).await?;
     for _ in 0..followers {
-        let first = all_ready.recv().await;
-        first.context("a follower ended before the first line")?;
+        tokio::select! {
+            Some(()) = all_ready.recv() => {}
+            Some(ended) = readers.join_next() => {
+                ended??;
+                bail!("a follower ended before the others had the first line");
+            }
+            else => bail!("all followers ended before the first line"),
+        }
     }
     let started = Instant::now();
     let mut ticks = interval(LINE_INTERVAL);

@@ -127,6 +127,9 @@ fn scenario(page: &mut String, run: &ScenarioRun, all_changes: &[Change]) {
         series(page, last);
     }
     table(page, &spreads);
+    if let Some(last) = run.turns.last() {
+        parts(page, last);
+    }
     findings(page, run);
 }
 
@@ -187,6 +190,27 @@ fn table(page: &mut String, spreads: &[(Gauge, Spread)]) {
     page.push_str("</table>");
 }
 
+/// What the services measured in the last turn.
+fn parts(page: &mut String, turn: &Measured) {
+    if turn.parts.is_empty() {
+        return;
+    }
+    page.push_str(
+        "<table><tr><th>what the services measured in the last turn</th><th>events</th>\
+         <th>mean</th></tr>",
+    );
+    for part in &turn.parts {
+        let _ = write!(
+            page,
+            "<tr><td>{}</td><td>{:.0}</td><td>{:.2} ms</td></tr>",
+            escape(&part.name),
+            part.count,
+            part.mean_ms
+        );
+    }
+    page.push_str("</table>");
+}
+
 fn findings(page: &mut String, run: &ScenarioRun) {
     for (number, turn) in run.turns.iter().enumerate() {
         let error = turn
@@ -202,6 +226,7 @@ fn findings(page: &mut String, run: &ScenarioRun) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::breakdown::Part;
     use crate::report::Baseline;
     use crate::report::tests::{about, run};
 
@@ -211,12 +236,18 @@ mod tests {
         measured.turns[0]
             .findings
             .push("the limit: QUOTA".to_owned());
+        measured.turns[2].parts.push(Part {
+            name: "answer GET /<route>".to_owned(),
+            count: 4.0,
+            mean_ms: 1.5,
+        });
         let page = page(&Report::new(about("new"), vec![measured], Vec::new()));
         assert!(page.starts_with("<!DOCTYPE html>"), "{page}");
         assert!(page.contains("<svg"), "{page}");
         assert!(!page.contains("<script"), "{page}");
         assert!(page.contains("exec &lt;1&gt;"), "{page}");
         assert!(page.contains("Turn 1: the limit: QUOTA"), "{page}");
+        assert!(page.contains("answer GET /&lt;route&gt;"), "{page}");
         for element in ["svg", "table", "tr", "td", "p", "text"] {
             let opened = page.matches(&format!("<{element}>")).count()
                 + page.matches(&format!("<{element} ")).count();

@@ -6,7 +6,7 @@
 //! * I1. Every request ends within [`DEADLINE`], and is never repeated.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
@@ -24,6 +24,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// The longest time for one request. It is longer than the deadlines of the system.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// How long an idle connection is used again. The gateway closes one that has had no request for 20
+/// seconds, and a request that is sent at that moment would fail.
+const MAX_IDLE: Duration = Duration::from_secs(10);
 /// The part of an error's body that is reported, in characters.
 const REPORTED: usize = 300;
 
@@ -37,7 +40,8 @@ struct Server {
     host: HeaderValue,
     /// `None`: requests have no credential.
     authorization: Option<HeaderValue>,
-    idle: Mutex<Vec<Connection>>,
+    /// Each since the answer of its last request, the newest last.
+    idle: Mutex<Vec<(Connection, Instant)>>,
 }
 
 struct Connection {
@@ -146,7 +150,7 @@ impl Http {
         let response = connection.requests.send_request(request).await?;
         let status = response.status().as_u16();
         let body = response.into_body().collect().await?.to_bytes();
-        self.0.idle.lock().push(connection);
+        self.0.idle.lock().push((connection, Instant::now()));
         Ok((status, body))
     }
 
@@ -173,8 +177,15 @@ impl Http {
         })
     }
 
+    /// The connection that has been idle for the shortest time. If that is too long, all are closed.
     fn take_idle(&self) -> Option<Connection> {
-        self.0.idle.lock().pop()
+        let mut idle = self.0.idle.lock();
+        let (connection, since) = idle.pop()?;
+        if since.elapsed() > MAX_IDLE {
+            idle.clear();
+            return None;
+        }
+        Some(connection)
     }
 }
 
@@ -211,14 +222,19 @@ mod tests {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut requests = Vec::new();
         for response in responses {
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                head.push(stream.read_u8().await.unwrap());
-            }
-            requests.push(String::from_utf8(head).unwrap());
-            stream.write_all(response.as_bytes()).await.unwrap();
+            requests.push(answer(&mut stream, response).await);
         }
         requests
+    }
+
+    /// Reads the head of a request, and answers it.
+    async fn answer(stream: &mut TcpStream, response: &str) -> String {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        stream.write_all(response.as_bytes()).await.unwrap();
+        String::from_utf8(head).unwrap()
     }
 
     #[tokio::test]
@@ -246,6 +262,32 @@ mod tests {
                 "{request}"
             );
         }
+    }
+
+    #[tokio::test]
+    async fn connection_that_was_idle_for_long_is_not_used_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let http = Http::new(&format!("http://{}", listener.local_addr().unwrap()), None).unwrap();
+        let server = async {
+            let mut open = Vec::new();
+            for _ in 0..2 {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                answer(
+                    &mut stream,
+                    "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}",
+                )
+                .await;
+                open.push(stream);
+            }
+        };
+        let client = async {
+            http.get("/first").await.unwrap();
+            for (_, since) in &mut *http.0.idle.lock() {
+                *since -= MAX_IDLE + Duration::from_millis(1);
+            }
+            http.get("/second").await.unwrap();
+        };
+        tokio::join!(server, client);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 mod arrivals;
 mod attach;
 mod boxes;
+mod breakdown;
 mod bus;
 mod canary;
 mod compare;

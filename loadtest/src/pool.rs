@@ -9,10 +9,13 @@ use crate::http::status;
 use crate::target::Api;
 
 const PATH: &str = "/api/v1/pools/bench";
-const FILL_DEADLINE: Duration = Duration::from_secs(600);
+/// For the starts or the ends of all boxes.
+const DEADLINE: Duration = Duration::from_secs(600);
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 pub struct Pool {
+    /// Its definition.
+    body: Value,
     size: usize,
 }
 
@@ -30,7 +33,7 @@ impl Pool {
             "max_ready": size,
         });
         match api.http.put(PATH, &body).await {
-            Ok(_) => Ok(Some(Self { size })),
+            Ok(_) => Ok(Some(Self { body, size })),
             Err(error) if status(&error) == Some(404) => Ok(None),
             Err(error) => Err(error.context("creating a pool")),
         }
@@ -41,34 +44,60 @@ impl Pool {
     /// # Errors
     /// When it does not have them within ten minutes.
     pub async fn wait_full(&self, api: &Api) -> anyhow::Result<()> {
-        let started = Instant::now();
-        loop {
-            let pool: Value = api.http.get_json(PATH).await?;
-            let ready = ready(&pool);
-            if ready >= self.size as u64 {
-                return Ok(());
-            }
-            ensure!(
-                started.elapsed() < FILL_DEADLINE,
-                "the pool has {ready} of {} boxes after {FILL_DEADLINE:?}: {pool}",
-                self.size
-            );
-            tokio::time::sleep(POLL_INTERVAL).await;
+        let size = self.size as u64;
+        wait(api, &format!("{size} ready boxes"), |pool| {
+            boxes(pool, "ready") >= size
+        })
+        .await
+    }
+
+    /// Deletes the pool, after its boxes: their ends would slow what is measured next. Prints a failure.
+    pub async fn delete(self, api: &Api) {
+        let deleted = async {
+            let emptied = self.empty(api).await;
+            api.http.delete(PATH).await?;
+            emptied
+        };
+        if let Err(error) = deleted.await {
+            println!("the pool was not deleted after its boxes: {error:#}");
         }
     }
 
-    /// Deletes the pool. Prints a failure.
-    pub async fn delete(self, api: &Api) {
-        if let Err(error) = api.http.delete(PATH).await {
-            println!("the pool was not deleted: {error:#}");
+    /// Lets the pool keep no box, and waits until it has none.
+    async fn empty(&self, api: &Api) -> anyhow::Result<()> {
+        let mut body = self.body.clone();
+        for bound in ["min_ready", "max_ready"] {
+            body[bound] = json!(0);
         }
+        api.http.put(PATH, &body).await?;
+        let states = ["ready", "starting", "draining"];
+        wait(api, "no box", |pool| {
+            states.iter().all(|state| boxes(pool, state) == 0)
+        })
+        .await
     }
 }
 
-/// The number of ready boxes in the answer about a pool.
-fn ready(pool: &Value) -> u64 {
+/// Asks for the pool until it is as wanted; `wanted` names what it has then.
+async fn wait(api: &Api, wanted: &str, is_reached: impl Fn(&Value) -> bool) -> anyhow::Result<()> {
+    let started = Instant::now();
+    loop {
+        let pool: Value = api.http.get_json(PATH).await?;
+        if is_reached(&pool) {
+            return Ok(());
+        }
+        ensure!(
+            started.elapsed() < DEADLINE,
+            "the pool does not have {wanted} after {DEADLINE:?}: {pool}"
+        );
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// The number of boxes in this state, in the answer about a pool.
+fn boxes(pool: &Value, state: &str) -> u64 {
     let status = pool.get("status").unwrap_or(pool);
-    status.get("ready").and_then(Value::as_u64).unwrap_or(0)
+    status.get(state).and_then(Value::as_u64).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -76,9 +105,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ready_boxes_are_read_from_the_status_or_beside_it() {
-        assert_eq!(ready(&json!({ "status": { "ready": 3 } })), 3);
-        assert_eq!(ready(&json!({ "ready": 4 })), 4);
-        assert_eq!(ready(&json!({})), 0);
+    fn boxes_are_read_from_the_status_or_beside_it() {
+        let pool = json!({ "status": { "ready": 3, "draining": 1 } });
+        assert_eq!((boxes(&pool, "ready"), boxes(&pool, "draining")), (3, 1));
+        assert_eq!(boxes(&json!({ "ready": 4 }), "ready"), 4);
+        assert_eq!(boxes(&json!({}), "ready"), 0);
     }
 }

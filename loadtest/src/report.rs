@@ -5,10 +5,14 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::breakdown::Part;
 use crate::compare::{self, Change};
 use crate::figures::Figure;
 use crate::statistics::{Better, Spread};
 use crate::streams::Streams;
+
+/// The parts of the time that are printed; the page and the JSON have all.
+const PRINTED_PARTS: usize = 12;
 
 /// The system and the machine of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +75,10 @@ pub struct Measured {
     pub gauges: Vec<Gauge>,
     #[serde(default)]
     pub series: Vec<Series>,
+    /// What the services measured meanwhile, the parts that took most time first. Empty of a running
+    /// system.
+    #[serde(default)]
+    pub parts: Vec<Part>,
     /// Facts for the reader, such as the limit that was reached.
     #[serde(default)]
     pub findings: Vec<String>,
@@ -203,6 +211,16 @@ fn write_turn(f: &mut fmt::Formatter<'_>, turn: &Measured) -> fmt::Result {
     }
     for gauge in &turn.gauges {
         writeln!(f, "{:<54} {:>10.2} {}", gauge.name, gauge.value, gauge.unit)?;
+    }
+    if !turn.parts.is_empty() {
+        writeln!(
+            f,
+            "  what the services measured meanwhile: events, mean in ms"
+        )?;
+    }
+    for part in turn.parts.iter().take(PRINTED_PARTS) {
+        let (name, count, mean_ms) = (&part.name, part.count, part.mean_ms);
+        writeln!(f, "  {name:<68} {count:>10.0} {mean_ms:>10.2}")?;
     }
     for finding in &turn.findings {
         writeln!(f, "  {finding}")?;

@@ -14,15 +14,20 @@ use crate::raw;
 
 /// The variable that selects a running system.
 const URL_VARIABLE: &str = "AGENTBOX_URL";
-/// The gateway's rate limits, which are raised for the measurement.
-pub const LIMITS: [&str; 6] = [
+/// The gateway's limits of one user and of one network, which are raised: here both are the load of many.
+pub const LIMITS: [&str; 9] = [
     "AGENTBOX_RATE_LIMIT_AUTH",
     "AGENTBOX_RATE_LIMIT_CREATE",
     "AGENTBOX_RATE_LIMIT_EXEC",
     "AGENTBOX_RATE_LIMIT_OTHER",
     "AGENTBOX_FLOOD_PER_SECOND",
     "AGENTBOX_FLOOD_BURST",
+    "AGENTBOX_MAX_SESSIONS_PER_USER",
+    "AGENTBOX_MAX_CONNECTIONS_PER_NETWORK",
+    "AGENTBOX_MAX_UNAUTHENTICATED_CONNECTIONS_PER_NETWORK",
 ];
+/// The exec-proxy's limit of sessions, which the followers and the writer of `fan-out` exceed.
+const SESSIONS_PER_BOX: &str = "AGENTBOX_MAX_SESSIONS_PER_BOX";
 pub const NO_LIMIT: &str = "1000000";
 /// Longer than any scenario: a token that expires would end it.
 const TOKEN_TTL_S: &str = "86400";
@@ -104,6 +109,7 @@ impl Target {
         for limit in LIMITS {
             options = options.env("api-gateway", limit, NO_LIMIT);
         }
+        options = options.env("exec-proxy", SESSIONS_PER_BOX, NO_LIMIT);
         for resource in ["ENVIRONMENTS", "CPU", "MEMORY", "STORAGE"] {
             options = options.env("scheduler", &format!("AGENTBOX_QUOTA_{resource}"), "0");
         }

@@ -13,8 +13,8 @@ use crate::raw::{self, Raw};
 use crate::report::{About, Measured, ScenarioRun};
 use crate::target::{Target, is_new_system, runtime_variable};
 use crate::{
-    attach, boxes, density, environment, exec, fan_out, first_exec, lists, mixed, reads, soak,
-    streams,
+    attach, boxes, breakdown, density, environment, exec, fan_out, first_exec, lists, mixed, reads,
+    soak, streams,
 };
 
 /// The programs of one commit.
@@ -113,14 +113,19 @@ async fn measure_turn(
     let mut all = Vec::new();
     for scenario in scenarios {
         println!("measuring {}", scenario.name());
+        let before = breakdown::read(target).await;
         let measured = measure_scenario(target, options, raw.as_deref(), *scenario).await;
-        all.push(measured.unwrap_or_else(|error| {
+        let mut measured = measured.unwrap_or_else(|error| {
             println!("{} ended early: {error:#}", scenario.name());
             Measured {
                 error: Some(format!("{error:#}")),
                 ..Measured::default()
             }
-        }));
+        });
+        if let (Some(before), Some(after)) = (before, breakdown::read(target).await) {
+            measured.parts = after.since(&before);
+        }
+        all.push(measured);
     }
     Ok(all)
 }

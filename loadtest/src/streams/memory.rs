@@ -1,4 +1,4 @@
-//! The memory of the four services and of a box, sampled while streams run.
+//! The memory of the services and of a box, sampled while streams run.
 //!
 //! Of a service it is the resident memory of its process. Of a box it is the anonymous and shared memory
 //! of its control group: what its processes and its file systems in memory hold, without the page cache
@@ -12,10 +12,9 @@ use std::time::Duration;
 
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_testing::System;
-use anyhow::Context as _;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::resources::SERVICES;
+use crate::resources::services;
 
 /// The name of the box in figures.
 const BOX: &str = "box";
@@ -67,16 +66,13 @@ impl Memory {
     /// When a service does not run.
     pub fn of(system: &System, id: &EnvironmentId) -> anyhow::Result<Self> {
         let mut sources = Vec::new();
-        for name in SERVICES {
-            let pids = system.pids(name);
-            let pid = pids.values().next();
-            let pid = pid.with_context(|| format!("{name} does not run"))?;
-            sources.push(Source {
+        for (name, pids) in services(system)? {
+            sources.extend(pids.first().map(|pid| Source {
                 name,
                 path: format!("/proc/{pid}/status").into(),
                 fields: &["VmRSS:"],
                 unit: 1024,
-            });
+            }));
         }
         if let Some(containerd) = &system.containerd {
             sources.extend(of_box(&containerd.deployment, id));

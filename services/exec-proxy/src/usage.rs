@@ -26,7 +26,10 @@ pub async fn answer(cluster: &Cluster, request: UsageRequest) -> Result<UsageRep
     if let Some(usage) = cluster_usage(cluster, &request).await {
         return Ok(usage);
     }
-    let result = ask_boxd(cluster, &request).await;
+    let lease = cluster
+        .boxes
+        .lease_request(&request.environment, request.address);
+    let result = ask_boxd(lease).await;
     let usage = result.inspect_err(|error| metrics::failed("usage", error.code))?;
     Ok(UsageReply {
         cpu_milli: usage.cpu_milli,
@@ -39,7 +42,11 @@ pub async fn answer(cluster: &Cluster, request: UsageRequest) -> Result<UsageRep
 /// # Errors
 /// As [`answer`].
 pub async fn meter(cluster: &Cluster, request: UsageRequest) -> Result<MeterReply, Error> {
-    let result = ask_boxd(cluster, &request).await;
+    // Every running box is metered once a minute, which is more often than connections become idle.
+    let lease = cluster
+        .boxes
+        .lease_periodic(&request.environment, request.address);
+    let result = ask_boxd(lease).await;
     let usage = result.inspect_err(|error| metrics::failed("meter", error.code))?;
     Ok(MeterReply {
         cpu_usage_ns: usage.cpu_usage_nanos,
@@ -48,11 +55,9 @@ pub async fn meter(cluster: &Cluster, request: UsageRequest) -> Result<MeterRepl
 }
 
 /// Asks boxd, for at most [`DEADLINE`].
-async fn ask_boxd(cluster: &Cluster, request: &UsageRequest) -> Result<proto::UsageReply, Error> {
+async fn ask_boxd(lease: Result<Lease, BoxError>) -> Result<proto::UsageReply, Error> {
     let asked = async {
-        let lease = cluster
-            .boxes
-            .lease_request(&request.environment, request.address)?;
+        let lease = lease?;
         match boxd_usage(&lease).await {
             // A kept connection may have died unnoticed; asking again is harmless.
             Err(BoxError::Lost(_)) => boxd_usage(&lease).await,

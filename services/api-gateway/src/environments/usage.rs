@@ -1,8 +1,10 @@
 //! The current usage of a running box. It is optional: if the exec-proxy does not answer at once,
 //! the environment is returned without it.
 //!
-//! * I1. A replica asks for the usage of one environment at most once in [`MAX_AGE`], and concurrent
-//!   requests share one answer. boxd measures at most once a second too, so usage is at most 2 seconds old.
+//! * I1. A replica asks for the usage of one environment once at a time, and once in [`MAX_AGE`] if the box
+//!   answers; the requests meanwhile share the answer. boxd measures at most once a second too, so usage is at
+//!   most 2 seconds old. A missing answer is not shared with later requests: a box that has just started
+//!   answers the next one.
 //! * I2. At most [`MAX_ENTRIES`] answers are kept. Beyond that each request asks.
 
 use std::collections::HashMap;
@@ -94,7 +96,10 @@ impl Default for UsageCache {
 impl UsageCache {
     /// The answer for this box that is recent enough, or one that is to be set. `None` at the limit.
     fn entry(&self, id: &EnvironmentId, address: SocketAddr, now: Instant) -> Option<Arc<Entry>> {
-        let is_recent = |entry: &Entry| now.saturating_duration_since(entry.asked_at) < MAX_AGE;
+        let is_recent = |entry: &Entry| {
+            let is_missing = matches!(entry.answer.get(), Some(None));
+            !is_missing && now.saturating_duration_since(entry.asked_at) < MAX_AGE
+        };
         let mut answers = self.0.lock();
         let known = answers.by_environment.get(id);
         if let Some(entry) = known.filter(|entry| entry.address == address && is_recent(entry)) {
@@ -142,6 +147,23 @@ mod tests {
         let other = EnvironmentId::random();
         let other = cache.entry(&other, address(2), began + MAX_AGE).unwrap();
         assert!(!Arc::ptr_eq(&other, &moved));
+    }
+
+    #[test]
+    fn missing_answer_is_asked_for_again() {
+        let (cache, id) = (UsageCache::default(), EnvironmentId::random());
+        let began = Instant::now();
+        let first = cache.entry(&id, address(1), began).unwrap();
+        first.answer.set(None).unwrap();
+        let second = cache.entry(&id, address(1), began).unwrap();
+        assert!(!Arc::ptr_eq(&first, &second));
+        let reply = UsageReply {
+            cpu_milli: 1,
+            memory_bytes: 2,
+        };
+        second.answer.set(Some(reply)).unwrap();
+        let third = cache.entry(&id, address(1), began).unwrap();
+        assert!(Arc::ptr_eq(&second, &third));
     }
 
     #[test]

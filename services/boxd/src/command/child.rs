@@ -123,7 +123,10 @@ fn become_user(ids: &Ids) -> Result<(), Failure> {
             ids.groups.as_ptr(),
         ))?;
         checked(libc::syscall(libc::SYS_setresgid, gid, gid, gid))?;
-        checked(libc::syscall(libc::SYS_setresuid, uid, uid, uid))
+        checked(libc::syscall(libc::SYS_setresuid, uid, uid, uid))?;
+        // Where fs.suid_dumpable is 1, the user could read this copy of boxd's memory until the execution,
+        // for as long as the user stops this process.
+        checked(libc::syscall(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 0_u64))
     }
 }
 

@@ -17,7 +17,7 @@
 //! * I4. Memory is shared only with a process of boxd's own user. A process that becomes another user gets a
 //!   copy of it: where `fs.suid_dumpable` is 1, the kernel makes memory dumpable when a process that has it
 //!   changes its user. Shared memory would then be boxd's own, with the box's token, and that user could read
-//!   and write it through the process.
+//!   and write it through the process. The copy is made not dumpable again at once.
 //! * I5. The OOM killer ignores a process between vfork and exec, and a change of its score then does not
 //!   change boxd's (Linux 4.8 and later).
 

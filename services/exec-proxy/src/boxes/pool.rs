@@ -7,7 +7,8 @@
 //! * I2. The number of kept boxes, and of sessions into one box, is limited.
 //! * I3. A connection that failed is never used again: [`Lease::mark_lost`] replaces it, and
 //!   the next call opens another.
-//! * I4. A box that was not used for the idle time is removed, unless it is leased.
+//! * I4. A box that was not used for the idle time is removed, unless it is leased. A periodic request
+//!   is no use: it keeps no connection, whose pings would wake an idle box every few seconds.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -77,7 +78,18 @@ pub struct Lease {
     id: EnvironmentId,
     boxes: Boxes,
     entry: Arc<Entry>,
+    purpose: Purpose,
     _session: Option<(OwnedSemaphorePermit, OpenUse)>,
+}
+
+/// What a lease means for the time after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// The box is used: its connection is kept for the idle time.
+    Use,
+    /// One request, which is repeated after a long pause whether the box is used or not. `opened`: no
+    /// other lease had made the entry of the box.
+    Periodic { opened: bool },
 }
 
 impl Boxes {
@@ -139,9 +151,33 @@ impl Boxes {
         id: &EnvironmentId,
         address: SocketAddr,
     ) -> Result<Lease, BoxError> {
+        self.lease(id, address, |_| Purpose::Use)
+    }
+
+    /// Leases the box for one short request that is repeated periodically. Its connection is kept only
+    /// if others use it.
+    ///
+    /// # Errors
+    /// As [`Self::lease_request`].
+    pub fn lease_periodic(
+        &self,
+        id: &EnvironmentId,
+        address: SocketAddr,
+    ) -> Result<Lease, BoxError> {
+        self.lease(id, address, |opened| Purpose::Periodic { opened })
+    }
+
+    /// `purpose`: whether the entry of the box is new decides it.
+    fn lease(
+        &self,
+        id: &EnvironmentId,
+        address: SocketAddr,
+        purpose: impl FnOnce(bool) -> Purpose,
+    ) -> Result<Lease, BoxError> {
         let limits = &self.shared.limits;
         let mut entries = self.shared.entries.lock();
         let known = entries.get(id).filter(|entry| entry.address == address);
+        let purpose = purpose(known.is_none());
         let entry = if let Some(entry) = known {
             Arc::clone(entry)
         } else {
@@ -165,6 +201,7 @@ impl Boxes {
             id: id.clone(),
             boxes: self.clone(),
             entry,
+            purpose,
             _session: None,
         })
     }
@@ -272,11 +309,25 @@ impl Lease {
             *newest = Attempt::new(number + 1);
         }
     }
+
+    /// Removes the box, unless another lease is held.
+    fn remove_unleased(&self) {
+        let mut entries = self.boxes.shared.entries.lock();
+        let is_kept = |kept: &Arc<Entry>| Arc::ptr_eq(kept, &self.entry);
+        // The holders of an entry that nobody else leases are the map and this lease.
+        if entries.get(&self.id).is_some_and(is_kept) && Arc::strong_count(&self.entry) == 2 {
+            entries.remove(&self.id);
+        }
+    }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        *self.entry.used_at.lock() = Instant::now();
+        match self.purpose {
+            Purpose::Use => *self.entry.used_at.lock() = Instant::now(),
+            Purpose::Periodic { opened: true } => self.remove_unleased(),
+            Purpose::Periodic { opened: false } => {}
+        }
     }
 }
 

@@ -1,6 +1,5 @@
 use std::fs::{self, File};
 use std::io::Read as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -101,8 +100,11 @@ fn process_inherits_only_its_standard_streams() {
 fn script_without_interpreter_line_is_run_by_the_shell() {
     let directory = tempfile::tempdir().unwrap();
     let script = directory.path().join("script");
-    fs::write(&script, "echo \"$0 $1\"\n").unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    // By another process: a file that this one has open for writing is inherited by what the other tests
+    // start meanwhile, and cannot be executed until they execute something (ETXTBSY).
+    let mut write = shell(r#"echo 'echo "$0 $1"' >script && chmod 755 script"#);
+    write.working_dir = Some(directory.path().to_owned());
+    assert_eq!(output_of(&write, "/bin/sh"), "");
     let spec = command(&["ignored", "first"]);
     let output = output_of(&spec, script.to_str().unwrap());
     assert_eq!(output, format!("{} first\n", script.display()));

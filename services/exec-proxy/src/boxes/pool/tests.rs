@@ -131,3 +131,42 @@ async fn boxd_of_another_box_is_not_this_box() {
     assert_eq!(error.public().code, ErrorCode::NotRunning);
     assert_eq!(connector.attempts.load(Ordering::SeqCst), 1);
 }
+
+fn periodic(boxes: &Boxes, id: &EnvironmentId) -> Lease {
+    let address = SocketAddr::from(([10, 0, 0, 2], 10_777));
+    boxes.lease_periodic(id, address).unwrap()
+}
+
+#[tokio::test]
+async fn periodic_request_keeps_no_connection_that_it_opened() {
+    let (boxes, connector) = boxes(usize::MAX);
+    let id = EnvironmentId::random();
+    for attempts in 1..=2 {
+        let request = periodic(&boxes, &id);
+        request.connection().await.unwrap();
+        drop(request);
+        assert!(boxes.is_empty());
+        assert_eq!(connector.attempts.load(Ordering::SeqCst), attempts);
+    }
+}
+
+#[tokio::test]
+async fn periodic_request_leaves_a_connection_to_those_who_use_it() {
+    let (boxes, connector) = boxes(usize::MAX);
+    let id = EnvironmentId::random();
+    let request = periodic(&boxes, &id);
+    request.connection().await.unwrap();
+    let session = lease(&boxes, &id);
+    drop(request);
+    session.connection().await.unwrap();
+    assert_eq!(
+        (boxes.len(), connector.attempts.load(Ordering::SeqCst)),
+        (1, 1)
+    );
+
+    drop(session);
+    let used_at = || boxes.shared.entries.lock()[&id].last_used();
+    let used = used_at();
+    drop(periodic(&boxes, &id));
+    assert_eq!((boxes.len(), used_at()), (1, used));
+}
