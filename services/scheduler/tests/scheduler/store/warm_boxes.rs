@@ -97,12 +97,14 @@ async fn concurrent_creates_claim_each_ready_box_once() {
 
 #[tokio::test]
 async fn box_whose_row_is_locked_for_an_observation_is_claimed_afterwards() {
-    use sea_orm::{ConnectionTrait as _, TransactionTrait as _};
+    use sea_orm::ConnectionTrait as _;
     let database = database().await;
     let store = &database.store;
     let pool = pool(store, "python").await;
     let id = ready_box(store, &pool).await;
-    let observation = database.connection.begin().await.unwrap();
+    let observation = agentbox_database::begin(&database.connection)
+        .await
+        .unwrap();
     let lock = "UPDATE warm_boxes SET seen_at = now()";
     observation.execute_unprepared(lock).await.unwrap();
     let waiting = "SELECT count(*) FROM pg_stat_activity
