@@ -150,6 +150,7 @@ impl World {
             status_message: None,
             exit_code: None,
             pool: None,
+            execution: None,
             at: Utc::now(),
         };
         let message_id = event.environment_id.to_string();

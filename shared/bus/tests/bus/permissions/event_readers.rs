@@ -24,6 +24,7 @@ fn event(kind: EventKind) -> EnvironmentEvent {
         status_message: None,
         exit_code: None,
         pool: None,
+        execution: None,
         at: Utc::now(),
     }
 }
