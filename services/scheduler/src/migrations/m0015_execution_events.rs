@@ -22,4 +22,7 @@ CREATE TABLE reported_executions (
     ended          boolean NOT NULL,
     PRIMARY KEY (environment_id, execution_id)
 );
+-- The boxes that are looked at every few seconds.
+CREATE INDEX environments_execution_events ON environments (id)
+    WHERE status = 'running' AND labels ->> 'execution-events' = 'true';
 ";
