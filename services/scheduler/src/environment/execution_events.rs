@@ -28,7 +28,7 @@ use crate::environment::store::{RunningBox, Store, StoreError};
 /// The pause between two looks at all boxes.
 const INTERVAL: Duration = Duration::from_secs(2);
 /// Boxes that are asked at a time.
-const CONCURRENT_BOXES: usize = 8;
+const CONCURRENT_BOXES: usize = 32;
 /// How long a box may take to answer.
 const DEADLINE: Duration = Duration::from_secs(3);
 
