@@ -1,4 +1,4 @@
-"""Prints environment events with nats-py (`pip install nats-py`), and acknowledges each after it is printed.
+"""Prints environment events with nats-py (`pip install "nats-py>=2.16"`), and acknowledges each after it is printed.
 
     python follow.py                                   continues where it ended
     python follow.py --replay-from 2026-01-22T10:00:00Z   begins again at a time

@@ -206,6 +206,7 @@ mod tests {
             status_message: None,
             exit_code: None,
             pool: None,
+            execution: None,
             at: Utc::now(),
         }
     }

@@ -7,10 +7,12 @@
 //! * I3. A call that was lost ends with [`BoxError::Lost`], never with an error that claims that nothing
 //!   was started.
 //!
-//! [`counted`] counts the starts and the ends of executions for the metrics.
+//! [`counted`] counts the starts and the ends of executions for the metrics. [`states`] answers the
+//! scheduler, which publishes events about them.
 
 pub mod counted;
 mod progress;
+pub mod states;
 
 use std::time::Duration;
 

@@ -39,7 +39,9 @@ use std::time::Duration;
 
 use agentbox_bus::{Bus, BusError};
 use agentbox_contracts::ErrorChain;
-use agentbox_contracts::exec::rpc::{ArchiveOutput, GetActivity, GetUsage, MeterUsage};
+use agentbox_contracts::exec::rpc::{
+    ArchiveOutput, GetActivity, GetExecutions, GetUsage, MeterUsage,
+};
 use agentbox_service::{Context, ServiceFuture};
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
@@ -143,6 +145,7 @@ fn requests(bus: &Bus, cluster: &Arc<Cluster>, archive: &Archive) -> agentbox_bu
     let usage_cluster = Arc::clone(cluster);
     let meter_cluster = Arc::clone(cluster);
     let activity_cluster = Arc::clone(cluster);
+    let executions_cluster = Arc::clone(cluster);
     let archive_cluster = Arc::clone(cluster);
     let archive = archive.clone();
     bus.serve(SERVICE)
@@ -157,6 +160,10 @@ fn requests(bus: &Bus, cluster: &Arc<Cluster>, archive: &Archive) -> agentbox_bu
         .on_cluster::<GetActivity, _, _>(&cluster.name, move |request| {
             let cluster = Arc::clone(&activity_cluster);
             async move { activity::answer(&cluster, request).await }
+        })
+        .on_cluster::<GetExecutions, _, _>(&cluster.name, move |request| {
+            let cluster = Arc::clone(&executions_cluster);
+            async move { executions::states::answer(&cluster, request).await }
         })
         .on_cluster::<ArchiveOutput, _, _>(&cluster.name, move |request| {
             let (cluster, archive) = (Arc::clone(&archive_cluster), archive.clone());

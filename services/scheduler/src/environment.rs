@@ -4,11 +4,12 @@
 //! * [`entity`], [`record`], [`store`]: the database, and every SQL statement.
 //! * [`handlers`]: the RPCs of other services.
 //! * [`reconcile`], [`queue`]: bringing one environment to its requested state.
-//! * [`sweeper`], [`orphans`], [`metering`]: periodic work.
+//! * [`sweeper`], [`orphans`], [`metering`], [`execution_events`]: periodic work.
 //! * [`outbox`]: publishing changes on the bus.
 
 pub mod creation;
 mod entity;
+pub mod execution_events;
 pub mod handlers;
 pub mod metering;
 pub mod orphans;

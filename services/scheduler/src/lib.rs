@@ -47,7 +47,7 @@ use crate::environment::handlers::Environments;
 use crate::environment::outbox::{self, Relay};
 use crate::environment::reconcile::Reconciler;
 use crate::environment::store::Store;
-use crate::environment::{metering, orphans, queue, sweeper};
+use crate::environment::{execution_events, metering, orphans, queue, sweeper};
 use crate::pool::boxes::WarmBoxes;
 use crate::pool::configuration;
 use crate::pool::handlers::Pools;
@@ -335,7 +335,19 @@ impl AppState {
         let metering = leases.run_while_held("metering", &self.shutdown, |held| {
             metering::run(&self.store, &self.bus, held)
         });
-        tokio::join!(expiry, idle, pools, purge, drains, metering, statistics);
+        let execution_events = leases.run_while_held("execution-events", &self.shutdown, |held| {
+            execution_events::run(&self.store, &self.bus, held)
+        });
+        tokio::join!(
+            expiry,
+            idle,
+            pools,
+            purge,
+            drains,
+            metering,
+            execution_events,
+            statistics,
+        );
     }
 
     /// Reports whether a cluster is reachable. One is enough.

@@ -14,6 +14,7 @@ mod m0011_idle_and_policy;
 mod m0012_cluster_states;
 mod m0013_metering;
 mod m0014_warm_pools;
+mod m0015_execution_events;
 
 use sea_orm_migration::{MigrationTrait, MigratorTrait};
 
@@ -37,6 +38,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0012_cluster_states::Migration),
             Box::new(m0013_metering::Migration),
             Box::new(m0014_warm_pools::Migration),
+            Box::new(m0015_execution_events::Migration),
         ]
     }
 }

@@ -47,7 +47,7 @@ impl Ingest {
             };
             for event in events {
                 if !self.store_event(&event).await {
-                    // The rest is delivered again too, and keeps its order.
+                    // It and the rest of the batch are delivered again.
                     tokio::time::sleep(RETRY_DELAY).await;
                     break;
                 }

@@ -1,6 +1,8 @@
 //! What happened to environments.
 
-use agentbox_contracts::environment::{EnvironmentEvent, EventKind, Status, StatusReason};
+use agentbox_contracts::environment::{
+    EnvironmentEvent, EventExecution, EventKind, Status, StatusReason,
+};
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::pool::PoolUse;
 use chrono::{DateTime, Utc};
@@ -42,6 +44,9 @@ pub struct EventBody {
     /// Whether the environment got a box of a warm pool. Absent if no pool has its image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolUse>,
+    /// The execution that started or ended. Absent unless the kind says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub execution: Option<EventExecution>,
     /// When it happened (RFC 3339, UTC).
     #[schema(example = "2026-01-22T10:30:00Z")]
     pub at: DateTime<Utc>,
@@ -59,6 +64,7 @@ impl EventBody {
             status_message: event.status_message,
             exit_code: event.exit_code,
             pool: event.pool,
+            execution: event.execution,
             at: event.at,
         }
     }

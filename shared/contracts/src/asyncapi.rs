@@ -8,8 +8,11 @@
 use serde_json::{Value, json};
 use strum::VariantArray as _;
 
-use crate::environment::{EventKind, Status, StatusReason};
-use crate::ids::{EnvironmentId, RANDOM_LEN, UserId};
+use crate::environment::{
+    EXECUTION_EVENTS_LABEL, EXECUTION_EVENTS_ON, EventExecutionStatus, EventKind, Status,
+    StatusReason,
+};
+use crate::ids::{EnvironmentId, ExecId, RANDOM_LEN, UserId};
 use crate::pool::MissReason;
 use crate::subjects::{ALL_EVENTS, EVENTS_STREAM, PREFIX};
 
@@ -83,7 +86,8 @@ fn channel() -> Value {
         "title": "Environment events",
         "description": format!(
             "The stream `{EVENTS_STREAM}` has the subjects `{ALL_EVENTS}`. A consumer may filter by owner, \
-             environment and kind."
+             environment and kind. The kinds of executions occur only in environments with the label \
+             `{EXECUTION_EVENTS_LABEL}: {EXECUTION_EVENTS_ON}`."
         ),
         "parameters": {
             "owner": { "description": "The id of the environment's owner.", "examples": [example(UserId::PREFIX)] },
@@ -130,6 +134,20 @@ fn message() -> Value {
                 "pool": { "name": "python", "hit": true },
                 "at": "2026-01-22T10:30:00Z",
             },
+        }, {
+            "name": "executionEnded",
+            "summary": "An execution of an environment with the label has ended.",
+            "payload": {
+                "environment_id": example(EnvironmentId::PREFIX),
+                "owner": example(UserId::PREFIX),
+                "kind": "execution_ended",
+                "status": "running",
+                "status_reason": null,
+                "status_message": null,
+                "exit_code": null,
+                "execution": { "id": example(ExecId::PREFIX), "status": "exited", "exit_code": 3 },
+                "at": "2026-01-22T10:20:00Z",
+            },
         }],
     })
 }
@@ -170,6 +188,7 @@ fn schema() -> Value {
                 "description": "The exit code of the main command.",
             },
             "pool": pool(),
+            "execution": execution(),
             "at": { "type": "string", "format": "date-time", "description": "When it happened (RFC 3339, UTC)." },
         },
     })
@@ -192,6 +211,26 @@ fn pool() -> Value {
             "reason": { "type": "string", "enum": reasons, "description": "Why not. Absent if it does." },
         },
         "description": "Whether the environment got a box of a warm pool. Absent if no pool has its image.",
+    })
+}
+
+fn execution() -> Value {
+    let statuses: Vec<&str> = EventExecutionStatus::VARIANTS
+        .iter()
+        .map(|status| status.as_str())
+        .collect();
+    json!({
+        "type": "object",
+        "required": ["id", "status"],
+        "properties": {
+            "id": id(ExecId::PREFIX, "The execution."),
+            "status": { "type": "string", "enum": statuses, "description": "Its status after the event." },
+            "exit_code": {
+                "type": "integer",
+                "description": "The exit code of its command. Absent while it runs, or if it did not exit.",
+            },
+        },
+        "description": "The execution that started or ended. Absent in events of other kinds.",
     })
 }
 

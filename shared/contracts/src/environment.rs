@@ -1,6 +1,7 @@
 //! Environments: the request, the stored record, events, and the scheduler's RPCs.
 
 mod enforcement;
+mod execution_event;
 mod isolation;
 pub mod rpc;
 
@@ -15,6 +16,9 @@ use crate::ids::{EnvironmentId, UserId};
 use crate::pool::PoolUse;
 
 pub use enforcement::{Enforcement, LimitEnforcement};
+pub use execution_event::{
+    EXECUTION_EVENTS_LABEL, EXECUTION_EVENTS_ON, EventExecution, EventExecutionStatus,
+};
 pub use isolation::{Isolation, NetworkPolicy, SecurityContext};
 
 /// The longest lifetime, in seconds: ten years. It keeps `expires_at` within the range of
@@ -256,7 +260,8 @@ pub struct Route {
     pub address: Option<SocketAddr>,
 }
 
-/// The kind of an event of an environment.
+/// The kind of an event of an environment. The kinds of executions occur only in environments whose
+/// label `execution-events` is `true`.
 #[derive(
     Clone,
     Copy,
@@ -273,8 +278,8 @@ pub struct Route {
 )]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "openapi", schema(example = "running"))]
-#[serde(rename_all = "lowercase")]
-#[strum(serialize_all = "lowercase", const_into_str)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case", const_into_str)]
 pub enum EventKind {
     Created,
     Updated,
@@ -282,6 +287,8 @@ pub enum EventKind {
     Terminating,
     Terminated,
     Failed,
+    ExecutionStarted,
+    ExecutionEnded,
 }
 
 impl EventKind {
@@ -307,6 +314,9 @@ pub struct EnvironmentEvent {
     /// Whether it got a box of a pool. `None`: no pool has its image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolUse>,
+    /// Only of the kinds of executions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub execution: Option<EventExecution>,
     pub at: DateTime<Utc>,
 }
 

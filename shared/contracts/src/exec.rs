@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::environment::{Status, StatusReason};
+use crate::environment::{EventExecution, Status, StatusReason};
 use crate::executions::ExecutionRequest;
 use crate::files::FileRequest;
 use crate::ids::{EnvironmentId, ExecId, UserId};
@@ -127,6 +127,18 @@ pub struct ActivityRequest {
 pub struct ActivityReply {
     /// Milliseconds since the last command ended, or since the box started. 0: it is in use.
     pub idle_ms: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ExecutionsRequest {
+    pub environment: EnvironmentId,
+    pub address: SocketAddr,
+}
+
+/// The executions that a running box keeps, newest first. Those that are starting are left out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecutionsReply {
+    pub executions: Vec<EventExecution>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::environment::{EnvironmentEvent, EventKind, Route};
-use crate::exec::rpc::{ArchiveOutput, BoxSession, GetActivity, GetUsage};
+use crate::exec::rpc::{ArchiveOutput, BoxSession, GetActivity, GetExecutions, GetUsage};
 use crate::rpc::{ClusterRpc, Rpc, SessionRpc};
 use crate::{audit, environment, error, identity, pool, preview, registry, subjects, webhook};
 
@@ -315,7 +315,10 @@ fn exec_rpcs_match_snapshot() {
     let usage = json!({"environment": ENV, "address": box_address});
     let used = json!({"cpu_milli": 250, "memory_bytes": 1024});
     cluster_rpc::<GetUsage>(&mut m, usage.clone(), used);
-    cluster_rpc::<GetActivity>(&mut m, usage, json!({"idle_ms": 1500}));
+    cluster_rpc::<GetActivity>(&mut m, usage.clone(), json!({"idle_ms": 1500}));
+    let executions = json!({"executions": [
+        {"id": "exec-0123456789abcdef", "status": "exited", "exit_code": 3}]});
+    cluster_rpc::<GetExecutions>(&mut m, usage, executions);
     let archive = json!({"environment": ENV, "address": box_address, "before_stop": true,
         "status_reason": "DELETED", "ended_at": AT});
     cluster_rpc::<ArchiveOutput>(&mut m, archive, json!({"entries": 12}));
@@ -336,6 +339,21 @@ fn events_routes_and_errors_match_snapshot() {
         let event = json!({"environment_id": ENV, "owner": USER, "kind": kind,
             "status": "failed", "status_reason": "EXITED", "status_message": "exit code 1",
             "exit_code": 1, "pool": {"name": "python", "hit": true}, "at": AT});
+        message::<EnvironmentEvent>(&mut m, &format!("event {kind}"), event);
+    }
+    for (kind, execution) in [
+        (
+            "execution_started",
+            json!({"id": "exec-0123456789abcdef", "status": "running"}),
+        ),
+        (
+            "execution_ended",
+            json!({"id": "exec-0123456789abcdef", "status": "exited", "exit_code": 3}),
+        ),
+    ] {
+        let event = json!({"environment_id": ENV, "owner": USER, "kind": kind,
+            "status": "running", "status_reason": null, "status_message": null,
+            "exit_code": null, "execution": execution, "at": AT});
         message::<EnvironmentEvent>(&mut m, &format!("event {kind}"), event);
     }
     let route = json!({"owner": USER, "status": "running", "cluster": "local",

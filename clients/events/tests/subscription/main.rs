@@ -58,6 +58,7 @@ async fn publish(scheduler: &Bus) -> String {
         status_message: None,
         exit_code: None,
         pool: None,
+        execution: None,
         at: Utc::now(),
     };
     let id = event.environment_id.to_string();

@@ -159,6 +159,7 @@ mod tests {
                 status_message: None,
                 exit_code: None,
                 pool: None,
+                execution: None,
                 at: Utc::now(),
             },
             pending: 0,

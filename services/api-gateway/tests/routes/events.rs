@@ -59,6 +59,27 @@ async fn events_are_listed_newest_first_with_the_reason_of_the_end() {
 }
 
 #[tokio::test]
+async fn executions_of_an_environment_with_the_label_have_events() {
+    let user = new_user().await;
+    let mut labelled = small();
+    labelled["labels"] = json!({"execution-events": "true"});
+    let id = user.caller.create_running(&labelled).await;
+    let executions = format!("/environments/{id}/executions");
+    let start = json!({"command": ["sh", "-c", "exit 3"]});
+    let started = user.caller.post(&executions, &start).await;
+    let execution = started.expect_status(201)["id"].clone();
+    let list = page(&user.caller, &format!("/environments/{id}/events"), 4).await;
+    let events = &list["events"];
+    let expected = ["execution_ended", "execution_started", "running", "created"];
+    assert_eq!(kinds(events), expected);
+    let ended = json!({"id": execution, "status": "exited", "exit_code": 3});
+    assert_eq!(events[0]["execution"], ended);
+    let begun = json!({"id": execution, "status": "running"});
+    assert_eq!(events[1]["execution"], begun);
+    assert_eq!(events[0]["status"], "running");
+}
+
+#[tokio::test]
 async fn followed_events_are_sent_in_order_and_end_with_the_environment() {
     let user = new_user().await;
     let id = user.caller.create(&small()).await;

@@ -36,6 +36,7 @@ use prost::Message as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use collect::list;
 pub use save::save;
 
 use crate::archive::ArchiveError;

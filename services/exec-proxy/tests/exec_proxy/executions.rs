@@ -4,14 +4,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use agentbox_contracts::environment::Status as EnvironmentStatus;
-use agentbox_contracts::error::ErrorCode;
-use agentbox_contracts::exec::{FromBox, MAX_CHUNK, Open, OpenKind, TerminalSize, ToBox};
-use agentbox_contracts::executions::{
-    AttachExecution, Attached, ControlExecution, Execution, ExecutionInput, ExecutionOutput,
-    ExecutionRequest, ExecutionStart, GetExecution, OutputPiece, ReadOutput, WriteStdin,
-    control_execution, execution_input, execution_output, execution_request,
+use agentbox_contracts::environment::{
+    EventExecution, EventExecutionStatus, Status as EnvironmentStatus,
 };
+use agentbox_contracts::error::ErrorCode;
+use agentbox_contracts::exec::rpc::GetExecutions;
+use agentbox_contracts::exec::{
+    ExecutionsRequest, FromBox, MAX_CHUNK, Open, OpenKind, TerminalSize, ToBox,
+};
+use agentbox_contracts::executions::{
+    AttachExecution, Attached, ControlExecution, Execution, ExecutionInput, ExecutionList,
+    ExecutionOutput, ExecutionRequest, ExecutionStart, ExecutionStatus, GetExecution, OutputPiece,
+    ReadOutput, WriteStdin, control_execution, execution_input, execution_output,
+    execution_request,
+};
+use agentbox_testing::eventually_some;
 use bytes::Bytes;
 use execution_output::Output;
 use execution_request::Operation;
@@ -46,6 +53,25 @@ fn record(name: impl Into<String>) -> Output {
         id: ID.into(),
         name: name.into(),
         ..Execution::default()
+    })
+}
+
+/// An exited execution, and two that have no event.
+fn list() -> Output {
+    let with = |id: &str, status: ExecutionStatus| Execution {
+        id: id.into(),
+        status: status.into(),
+        ..Execution::default()
+    };
+    let exited = Execution {
+        exit_code: Some(3),
+        ..with(ID, ExecutionStatus::Exited)
+    };
+    let starting = with("exec-1123456789abcdef", ExecutionStatus::Starting);
+    let forged = with("not an id", ExecutionStatus::Exited);
+    Output::Executions(ExecutionList {
+        executions: vec![starting, forged, exited],
+        is_last: true,
     })
 }
 
@@ -125,6 +151,7 @@ impl Behaviour for Executions {
                 let bytes: usize = start.env.values().map(String::len).sum();
                 Ok(record(format!("{bytes}")))
             }
+            Some(Operation::List(())) => Ok(list()),
             Some(Operation::Output(read)) => return self.send_output(read, outputs).await,
             Some(Operation::Attach(_)) => {
                 let attached = Attached {
@@ -409,4 +436,29 @@ async fn operation_that_needs_a_running_environment_is_refused_without_one() {
     let mut session = system.gateway.open_as(&open).await.unwrap();
     let error = session.recv().await.unwrap_err();
     assert_eq!(error.code, ErrorCode::NotRunning, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn states_of_executions_are_answered_without_records_that_have_no_event() {
+    let system = System::start().await;
+    let inside = FakeBox::start(Executions::default()).await;
+    let request = ExecutionsRequest {
+        environment: inside.id.clone(),
+        address: inside.address,
+    };
+    let gateway = &system.gateway;
+    let reply = eventually_some("the box answers", DEADLINE, async || {
+        let within = Duration::from_secs(5);
+        let asked = gateway
+            .bus
+            .call_cluster::<GetExecutions>(&gateway.cluster, &request, within);
+        asked.await.ok()
+    })
+    .await;
+    let expected = EventExecution {
+        id: ID.parse().unwrap(),
+        status: EventExecutionStatus::Exited,
+        exit_code: Some(3),
+    };
+    assert_eq!(reply.executions, [expected]);
 }

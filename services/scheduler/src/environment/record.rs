@@ -199,6 +199,7 @@ impl Record {
             status_message: state.message.clone(),
             exit_code: state.exit_code,
             pool: self.environment.pool.clone(),
+            execution: None,
             at,
         }
     }

@@ -1,5 +1,5 @@
 //! Every SQL statement about environments, about their owners' registry credentials, about warm
-//! pools and their boxes, about the states of clusters, and about metered use.
+//! pools and their boxes, about the states of clusters, about metered use, and about reported executions.
 //!
 //! Reads go through the sea-orm entity `environments`. SQL text is for statements that an
 //! entity cannot express: a change together with its outbox rows (I2), claims, lists that
@@ -18,6 +18,7 @@ mod claims;
 mod clusters;
 mod create;
 mod credentials;
+mod execution_events;
 mod list;
 mod messages;
 mod metering;

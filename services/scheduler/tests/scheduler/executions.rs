@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use agentbox_contracts::environment::rpc::{Delete, DeleteRequest};
-use agentbox_contracts::environment::{Environment, Status};
+use agentbox_contracts::environment::{
+    EXECUTION_EVENTS_LABEL, EXECUTION_EVENTS_ON, Environment, EventExecutionStatus, EventKind,
+    Status,
+};
 use agentbox_contracts::exec::rpc::BoxSession;
 use agentbox_contracts::exec::{FromBox, Open, OpenKind};
 use agentbox_contracts::executions::execution_output::Output;
@@ -133,5 +136,41 @@ async fn execution_is_lost_with_the_reason_of_its_environment() {
     // Postgres keeps microseconds.
     let ended_at = ended.ended_at.unwrap().timestamp_micros();
     assert!((lost.ended_unix_nanos.unwrap() / 1000 - ended_at).abs() <= 1);
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn execution_of_a_labelled_environment_has_events_before_those_of_its_end() {
+    let world = World::new().await;
+    let replica = world.replica().await;
+    let mut wanted = request("observed");
+    let label = EXECUTION_EVENTS_LABEL.to_owned();
+    wanted.labels.insert(label, EXECUTION_EVENTS_ON.to_owned());
+    let created = world.create(wanted).await;
+    let running = world
+        .wait_for_status(&created.id, Status::Running, SOON)
+        .await;
+    let started = start(&world, &running, "exit 3").await;
+    let events = world.events(&created.id, 4).await;
+    let kinds: Vec<EventKind> = events.iter().map(|event| event.kind).collect();
+    let expected = [
+        EventKind::Created,
+        EventKind::Running,
+        EventKind::ExecutionStarted,
+        EventKind::ExecutionEnded,
+    ];
+    assert_eq!(kinds, expected);
+    let ended = events[3].execution.clone().unwrap();
+    assert_eq!(ended.id.as_str(), started.id);
+    assert_eq!(ended.status, EventExecutionStatus::Exited);
+    assert_eq!(ended.exit_code, Some(3));
+
+    let request = DeleteRequest {
+        id: created.id.clone(),
+        force: true,
+    };
+    world.gateway.call::<Delete>(&request, CALL).await.unwrap();
+    let events = world.events(&created.id, 6).await;
+    assert_eq!(events[5].kind, EventKind::Terminated);
     replica.stop().await;
 }

@@ -1,6 +1,7 @@
 //! The store on a real Postgres: fencing, quotas, idempotency, capacity, claims, leases.
 
 mod activity;
+mod execution_events;
 mod expiry;
 mod metering;
 mod policy;

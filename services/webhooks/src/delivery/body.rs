@@ -1,6 +1,8 @@
 //! The body of a request to a webhook.
 
-use agentbox_contracts::environment::{EnvironmentEvent, EventKind, Status, StatusReason};
+use agentbox_contracts::environment::{
+    EnvironmentEvent, EventExecution, EventKind, Status, StatusReason,
+};
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::pool::PoolUse;
 use chrono::{DateTime, Utc};
@@ -28,6 +30,8 @@ struct Data<'a> {
     exit_code: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pool: Option<&'a PoolUse>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    execution: Option<&'a EventExecution>,
     at: DateTime<Utc>,
 }
 
@@ -48,6 +52,7 @@ pub fn encode(sequence: u64, event: &EnvironmentEvent) -> Result<String, serde_j
             status_message: event.status_message.as_deref(),
             exit_code: event.exit_code,
             pool: event.pool.as_ref(),
+            execution: event.execution.as_ref(),
             at: event.at,
         },
     })
@@ -78,5 +83,20 @@ mod tests {
             },
         });
         assert_eq!(body, expected);
+    }
+
+    #[test]
+    fn body_of_an_event_about_an_execution_has_the_execution() {
+        let event: EnvironmentEvent = serde_json::from_value(json!({
+            "environment_id": "env-0123456789abcdef", "owner": "user-0123456789abcdef",
+            "kind": "execution_ended", "status": "running",
+            "execution": {"id": "exec-0123456789abcdef", "status": "exited", "exit_code": 3},
+            "at": "2026-01-22T10:30:00Z",
+        }))
+        .unwrap();
+        let body: Value = serde_json::from_str(&encode(4711, &event).unwrap()).unwrap();
+        assert_eq!(body["type"], "environment.execution_ended");
+        let execution = json!({"id": "exec-0123456789abcdef", "status": "exited", "exit_code": 3});
+        assert_eq!(body["data"]["execution"], execution);
     }
 }

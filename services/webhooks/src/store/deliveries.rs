@@ -27,12 +27,14 @@ const RECEIVERS: &str = "
     WHERE owner = $1 AND created_at <= $2
       AND (kinds = '' OR $3 = ANY (string_to_array(kinds, ',')))";
 
-/// A second delivery of the same event is not stored.
+/// A second delivery of the same event is not stored, nor one of a webhook that was deleted meanwhile.
 const INSERT: &str = "
     INSERT INTO deliveries
         (id, webhook, message, event, environment, kind, body, state, ended_at, error)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8,
-            CASE WHEN $8 = 'dead' THEN now() END, $9)
+    SELECT $1, w.id, $3, $4, $5, $6, $7, $8::text,
+           CASE WHEN $8::text = 'dead' THEN now() END, $9
+    FROM webhooks w WHERE w.id = $2
+    FOR KEY SHARE OF w
     ON CONFLICT ON CONSTRAINT deliveries_once DO NOTHING";
 
 /// Claims due deliveries: at most `$2` of one webhook and `$4` in all, and none of the webhooks in the

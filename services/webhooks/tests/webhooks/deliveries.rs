@@ -132,7 +132,9 @@ async fn no_event_is_lost_when_the_service_and_nats_are_killed() {
         }
         world.restart_after_kill().await;
     }
-    eventually("every event is received", DEADLINE, async || {
+    // Events that a killed replica has read are delivered again after 30 seconds, and its deliveries are
+    // due again after 25.
+    eventually("every event is received", 2 * DEADLINE, async || {
         let bodies = receiver.received();
         let received: BTreeSet<String> = bodies
             .iter()

@@ -150,6 +150,7 @@ impl World {
             status_message: None,
             exit_code: None,
             pool: None,
+            execution: None,
             at: Utc::now(),
         };
         let message_id = event.environment_id.to_string();
@@ -208,6 +209,8 @@ fn spawn(
         .env("AGENTBOX_WEBHOOKS_SECRET", SECRET)
         .env("AGENTBOX_WEBHOOK_FIRST_RETRY", "0")
         .env("AGENTBOX_WEBHOOK_ATTEMPTS", "3")
+        // The deliveries of a killed replica are due again after five times as long.
+        .env("AGENTBOX_WEBHOOK_TIMEOUT", "5")
         .env("AGENTBOX_SWEEP_INTERVAL", "1")
         .envs(environment.iter().map(|(name, value)| (*name, value)))
         .stdin(Stdio::null())

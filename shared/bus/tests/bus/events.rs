@@ -27,6 +27,7 @@ fn event(id: &EnvironmentId, kind: EventKind) -> EnvironmentEvent {
         status_message: None,
         exit_code: None,
         pool: None,
+        execution: None,
         at: Utc::now(),
     }
 }

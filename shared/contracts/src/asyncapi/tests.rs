@@ -30,12 +30,22 @@ fn keys(value: &Value) -> BTreeSet<String> {
 
 #[test]
 fn schema_describes_each_field_of_an_event() {
-    let schema = schema();
-    let example = message()["examples"][0]["payload"].clone();
-    let event: EnvironmentEvent = serde_json::from_value(example.clone()).unwrap();
-    let encoded = serde_json::to_value(event).unwrap();
-    assert_eq!(keys(&encoded), keys(&schema["properties"]));
-    assert_eq!(encoded, example);
+    let mut described = BTreeSet::new();
+    for example in message()["examples"].as_array().unwrap() {
+        let example = &example["payload"];
+        let event: EnvironmentEvent = serde_json::from_value(example.clone()).unwrap();
+        let encoded = serde_json::to_value(event).unwrap();
+        assert_eq!(encoded, *example);
+        described.append(&mut keys(&encoded));
+    }
+    assert_eq!(described, keys(&schema()["properties"]));
+}
+
+#[test]
+fn schema_describes_each_field_of_an_execution() {
+    let message = message();
+    let example = &message["examples"][1]["payload"]["execution"];
+    assert_eq!(keys(example), keys(&execution()["properties"]));
 }
 
 #[test]

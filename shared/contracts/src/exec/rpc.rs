@@ -1,8 +1,8 @@
 //! The RPCs of the exec-proxies.
 
 use super::{
-    ActivityReply, ActivityRequest, ArchiveReply, ArchiveRequest, FromBox, MeterReply, Open, ToBox,
-    UsageReply, UsageRequest,
+    ActivityReply, ActivityRequest, ArchiveReply, ArchiveRequest, ExecutionsReply,
+    ExecutionsRequest, FromBox, MeterReply, Open, ToBox, UsageReply, UsageRequest,
 };
 use crate::rpc::{ClusterRpc, SessionRpc};
 
@@ -41,6 +41,15 @@ impl ClusterRpc for GetActivity {
     const METHOD: &'static str = "activity";
     type Request = ActivityRequest;
     type Reply = ActivityReply;
+}
+
+/// Reads the states of the executions of one box, for the events about them.
+pub struct GetExecutions;
+
+impl ClusterRpc for GetExecutions {
+    const METHOD: &'static str = "executions";
+    type Request = ExecutionsRequest;
+    type Reply = ExecutionsReply;
 }
 
 /// Archives the last output of a box before the box is removed.

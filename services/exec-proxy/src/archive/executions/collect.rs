@@ -64,7 +64,11 @@ pub async fn collect(lease: &Lease, output_bytes: u64) -> Result<Collected, BoxE
     Ok(Collected { records, output })
 }
 
-async fn list(lease: &Lease) -> Result<Vec<Execution>, BoxError> {
+/// Reads the records, newest first, as many as the archive keeps. The caller sets the deadline.
+///
+/// # Errors
+/// As the connection's, and boxd's.
+pub async fn list(lease: &Lease) -> Result<Vec<Execution>, BoxError> {
     let mut call = open(lease, Operation::List(())).await?;
     let mut records = Records::default();
     loop {

@@ -19,13 +19,13 @@ use tracing::Instrument as _;
 use super::{Outcome, ReconcileError, Reconciler};
 use crate::cluster::placement::allocatable;
 use crate::cluster::registry::Cluster;
-use crate::environment::metering;
 use crate::environment::plan::{Observation, Plan, Removal, plan, plan_after_error};
 use crate::environment::record::Record;
 use crate::environment::spec::box_spec;
 use crate::environment::state::{LifecycleEvent, transition};
 use crate::environment::store::{Change, QueueAction, Reservation, StoreError};
 use crate::environment::warm_claim::WarmClaim;
+use crate::environment::{execution_events, metering};
 use crate::metrics;
 use archives::archive_request;
 
@@ -207,6 +207,7 @@ impl Reconciler {
         tokio::join!(
             self.archive_executions(&record),
             metering::meter_before_stop(&self.store, &self.bus, &record.environment),
+            execution_events::report_before_stop(&self.store, &self.bus, &record.environment),
         );
         let id = &record.environment.id;
         match call_runtime(cluster, "stop", |runtime| runtime.stop(id, grace)).await {

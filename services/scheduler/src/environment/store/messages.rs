@@ -30,6 +30,7 @@ pub(super) fn creation_messages(
         status_message,
         exit_code: None,
         pool: environment.pool.clone(),
+        execution: None,
         at: environment.created_at,
     };
     let mut messages = Vec::with_capacity(3);

@@ -193,9 +193,19 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn running_boxes(&self) -> Result<Vec<RunningBox>, StoreError> {
+        self.running_boxes_where("true").await
+    }
+
+    /// As [`Self::running_boxes`], of the environments that match `condition`.
+    pub(super) async fn running_boxes_where(
+        &self,
+        condition: &str,
+    ) -> Result<Vec<RunningBox>, StoreError> {
         let running = statement(
-            "SELECT id, cluster, address FROM environments
-             WHERE status = 'running' AND address IS NOT NULL",
+            format!(
+                "SELECT id, cluster, address FROM environments
+                 WHERE status = 'running' AND address IS NOT NULL AND {condition}"
+            ),
             [],
         );
         let mut unreadable = UnreadableRows::default();
