@@ -21,6 +21,8 @@ const FIRE_DEADLINE: Duration = Duration::from_secs(240);
 const END_DEADLINE: Duration = Duration::from_secs(480);
 /// An environment must run within 5 s of its request.
 const TOO_SLOW: Duration = Duration::from_secs(6);
+/// Longer than an exec may take, 0.5 s, and shorter than the deadline of any part.
+const STALL: Duration = Duration::from_millis(1500);
 /// The lifetime of the environment whose end NATS does not take.
 const SHORT_LIFETIME_S: u64 = 30;
 
@@ -183,25 +185,42 @@ async fn broken_environments_and_pools_fire_their_alerts_until_they_are_mended()
 }
 
 #[tokio::test]
-async fn paused_containerd_fires_the_alert_of_slow_creates_until_creates_are_fast_again() {
+async fn stalls_fire_the_alerts_of_slow_creates_and_execs_until_they_end() {
     let observed = Observed::start().await;
     let client = &observed.client;
-    let slow = "AgentBoxCreateSlow";
-    observed.quiet(&[slow]).await;
+    let creates = "AgentBoxCreateSlow";
+    observed.quiet(&[creates]).await;
     observed.pause("containerd");
     let (_, created) = client.begin_create(small("slow")).await;
-    let begun = Instant::now();
-    eventually("the request is old", FIRE_DEADLINE, async || {
-        begun.elapsed() > TOO_SLOW
-    })
-    .await;
+    passes(TOO_SLOW).await;
     observed.resume("containerd");
     client
         .wait_for_status(created["id"].as_str().unwrap(), "running")
         .await;
-    observed.fires(slow).await;
-    observed.quiet(&[slow]).await;
+    observed.fires(creates).await;
+    observed.quiet(&[creates]).await;
+
+    let execs = "AgentBoxExecSlow";
+    observed.quiet(&[execs]).await;
+    // A stall delays the canary's exec, or comes between two of them.
+    eventually("an alert of slow execs", FIRE_DEADLINE, async || {
+        observed.pause("exec-proxy");
+        passes(STALL).await;
+        observed.resume("exec-proxy");
+        observed.prometheus.firing().await.contains(execs)
+    })
+    .await;
+    observed.quiet(&[execs]).await;
     observed.system.stop().await;
+}
+
+/// Waits until this time has passed while a part is paused.
+async fn passes(time: Duration) {
+    let begun = Instant::now();
+    eventually("the time passes", FIRE_DEADLINE, async || {
+        begun.elapsed() > time
+    })
+    .await;
 }
 
 #[tokio::test]
