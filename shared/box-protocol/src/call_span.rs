@@ -67,7 +67,7 @@ mod tests {
         };
         let text = span.to_string();
         assert_eq!(text, "00010203040506ff-1-18446744073709551615");
-        assert_eq!(text.parse(), Ok(span));
+        assert_eq!(text.parse::<CallSpan>(), Ok(span));
         for refused in [
             "",
             "00010203040506ff",
