@@ -39,7 +39,7 @@ impl FromStr for CallSpan {
     fn from_str(text: &str) -> Result<Self, InvalidCallSpan> {
         let mut parts = text.split('-');
         let mut next = || parts.next().ok_or(InvalidCallSpan);
-        let mut id = [0; 8];
+        let mut id = [0_u8; 8];
         hex::decode_to_slice(next()?, &mut id).map_err(|_| InvalidCallSpan)?;
         let start_unix_nanos = next()?.parse::<u64>().map_err(|_| InvalidCallSpan)?;
         let end_unix_nanos = next()?.parse::<u64>().map_err(|_| InvalidCallSpan)?;
