@@ -47,6 +47,18 @@ if ! difference=$(diff <(echo "$runbooks") <(echo "$pages")); then
   status=1
 fi
 
+# Each alert has a case for promtool, and a row in the table that says how it is fired.
+alerts=$(sed -nE 's/^ +- alert: ([A-Za-z]+)$/\1/p' deploy/observability/prometheus/rules.yaml | sort -u)
+cases=$(sed -nE 's/^ +alertname: ([A-Za-z]+)$/\1/p' deploy/observability/prometheus/tests/alerts.yaml | sort -u)
+rows=$(sed -nE 's/^\| \[([A-Za-z]+)\]\(runbooks.*/\1/p' docs/observability.md | sort -u)
+for listed in cases rows; do
+  if ! difference=$(diff <(echo "$alerts") <(echo "${!listed}")); then
+    printf '%s\n  %s\n' "$difference" \
+      "prometheus/tests/alerts.yaml and docs/observability.md must name each alert ($listed: < missing, > unknown)" >&2
+    status=1
+  fi
+done
+
 # docs/metrics.md lists the metrics of the sources, and no others.
 defined=$(git grep -hoE '"agentbox_[a-z0-9_]+"' -- '*metrics.rs' ':!*/tests/*' | tr -d '"' | sort -u)
 described=$(sed -nE 's/^\| `(agentbox_[a-z0-9_]+)`.*/\1/p' docs/metrics.md | sort -u)

@@ -50,6 +50,7 @@ PROCESSED = "agentbox_messaging_process_duration_seconds"
 STATEMENTS = "agentbox_db_client_operation_duration_seconds"
 STAGES = "agentbox_environment_stage_duration_seconds"
 CALLS = "agentbox_runtime_call_duration_seconds"
+ATTEMPTS = "agentbox_webhooks_attempt_duration_seconds"
 SPANS = "traces_span_metrics_duration_seconds"
 CREATE = '{http_request_method="POST",http_route="/api/v1/environments"}'
 EXEC = '{http_request_method="POST",http_route="/api/v1/environments/{id}/exec"}'
@@ -111,6 +112,13 @@ API = [
         panel("Deleted users, the scheduler notified", "ops",
               (rate("agentbox_auth_user_deletions_notified_total", "outcome"), "{{outcome}}")),
         panel("Replicas that answer", "short", ('sum by (job) (up{job=~"agentbox-.+"})', "{{job}}")),
+    ]),
+    ("Webhooks", [
+        panel("Attempts of deliveries", "ops", (rate(ATTEMPTS + "_count", "outcome"), "{{outcome}}")),
+        panel("p95 of an attempt", "s", (quantile(0.95, ATTEMPTS, "outcome"), "{{outcome}}")),
+        panel("Events, and deliveries given up", "ops", (rate("agentbox_webhooks_events_total"), "events"),
+              (rate("agentbox_webhooks_dead_deliveries_total"), "deliveries given up"),
+              text="A delivery that is given up is kept, and sent again only on request."),
     ]),
 ]
 

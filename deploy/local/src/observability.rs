@@ -5,6 +5,8 @@
 //! * I1. They listen on loopback alone.
 //! * I2. They keep what they store in the instance's directory; Jaeger keeps traces in memory.
 
+mod rules;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -30,7 +32,6 @@ pub(crate) const PROMETHEUS: &str = "prometheus";
 pub(crate) const CANARY: &str = "canary";
 
 const COLLECTOR_CONFIGURATION: &str = include_str!("../../observability/collector/config.yaml");
-const RULES: &str = include_str!("../../observability/prometheus/rules.yaml");
 /// The traces that Jaeger keeps, the newest.
 const KEPT_TRACES: u32 = 20_000;
 
@@ -134,24 +135,6 @@ fn url(address: SocketAddr) -> String {
     format!("http://{address}")
 }
 
-/// The rules for a test: they are evaluated as often as targets are read, and an alert fires as soon as its
-/// expression holds. `promtool test rules` tests the durations.
-fn without_durations(rules: &str) -> String {
-    let mut changed = String::with_capacity(rules.len());
-    for line in rules.lines() {
-        let indent = line.len() - line.trim_start().len();
-        let (spaces, rest) = line.split_at(indent);
-        changed.push_str(spaces);
-        changed.push_str(match rest.split_once(": ") {
-            Some(("for", _)) => "for: 0s",
-            Some(("interval", _)) => "interval: 1s",
-            _ => rest,
-        });
-        changed.push('\n');
-    }
-    changed
-}
-
 /// The files of the programs of one instance.
 pub(crate) struct Files<'a>(pub(crate) &'a Layout);
 
@@ -183,12 +166,7 @@ impl Files<'_> {
             });
         }
         self.write("collector.yaml", COLLECTOR_CONFIGURATION)?;
-        let rules = if plan.is_test() {
-            without_durations(RULES)
-        } else {
-            RULES.to_owned()
-        };
-        let rules = self.write("rules.yaml", &rules)?;
+        let rules = self.write("rules.yaml", &rules::of(plan))?;
         self.write_targets(&State::new(String::new()))?;
         // JSON is YAML.
         let configuration = self.prometheus_configuration(addresses, plan, &rules);
@@ -368,19 +346,6 @@ mod tests {
                 { "labels": { "job": "agentbox-api-gateway" }, "targets": ["127.0.0.1:2001"] },
                 { "labels": { "job": "agentbox-canary" }, "targets": ["127.0.0.1:2002"] },
             ])
-        );
-    }
-
-    #[test]
-    fn rules_of_a_test_have_no_durations() {
-        let rules = "  - name: a\n    interval: 30s\n      - alert: b\n        for: 5m\n        expr: c > 1\n";
-        assert_eq!(
-            without_durations(rules),
-            "  - name: a\n    interval: 1s\n      - alert: b\n        for: 0s\n        expr: c > 1\n"
-        );
-        assert_eq!(
-            without_durations(RULES).lines().count(),
-            RULES.lines().count()
         );
     }
 

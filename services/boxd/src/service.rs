@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentbox_box_protocol::call_span::SPAN_METADATA;
 use agentbox_box_protocol::proto::boxd_server::Boxd;
 use agentbox_box_protocol::proto::{self, run_input, run_output};
 use agentbox_contracts::executions::{ExecutionInput, ExecutionOutput};
@@ -14,6 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::environment::Environment;
@@ -116,9 +118,10 @@ impl Boxd for Service {
         &self,
         request: Request<Streaming<ExecutionInput>>,
     ) -> Result<Response<Self::ExecutionsStream>, Status> {
+        let trace = Trace::from_metadata(request.metadata());
         self.check_configured()?;
         let outputs = self.executions.serve(request.into_inner()).await?;
-        Ok(Response::new(outputs))
+        Ok(accepted(trace, outputs))
     }
 
     async fn logs(
@@ -132,6 +135,7 @@ impl Boxd for Service {
         &self,
         request: Request<Streaming<FileInput>>,
     ) -> Result<Response<Self::FilesStream>, Status> {
+        let trace = Trace::from_metadata(request.metadata());
         let mut inputs = request.into_inner();
         let first = timeout(FIRST_INPUT_DEADLINE, inputs.message())
             .await
@@ -143,7 +147,7 @@ impl Boxd for Service {
             ));
         };
         let outputs = self.files.perform(request, inputs).await?;
-        Ok(Response::new(Box::pin(outputs)))
+        Ok(accepted(trace, Box::pin(outputs)))
     }
 
     async fn configure(
@@ -217,6 +221,7 @@ impl Boxd for Service {
         &self,
         request: Request<Streaming<PortInput>>,
     ) -> Result<Response<Self::ConnectStream>, Status> {
+        let trace = Trace::from_metadata(request.metadata());
         let mut inputs = request.into_inner();
         let first = timeout(FIRST_INPUT_DEADLINE, inputs.message())
             .await
@@ -225,7 +230,7 @@ impl Boxd for Service {
             return Err(Status::invalid_argument("the first input must be connect"));
         };
         let connection = self.ports.connect(wanted.port, inputs).await?;
-        Ok(Response::new(Box::pin(connection.into_stream())))
+        Ok(accepted(trace, Box::pin(connection.into_stream())))
     }
 
     async fn ports(&self, _: Request<proto::PortsRequest>) -> Result<Response<PortList>, Status> {
@@ -241,6 +246,17 @@ impl Boxd for Service {
             .map_err(|errno| Status::internal(format!("sending the signal failed: {errno}")))?;
         Ok(Response::new(proto::EndReply {}))
     }
+}
+
+/// The response of an accepted call, with its span if the call is recorded.
+fn accepted<T>(trace: Option<Trace>, outputs: T) -> Response<T> {
+    let mut response = Response::new(outputs);
+    if let Some(trace) = trace
+        && let Ok(span) = MetadataValue::<Ascii>::try_from(trace.accepted().to_string())
+    {
+        response.metadata_mut().insert(SPAN_METADATA, span);
+    }
+    response
 }
 
 impl Service {

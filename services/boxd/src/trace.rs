@@ -2,13 +2,15 @@
 //!
 //! boxd reaches no collector and holds no credential for one. It returns its spans with
 //! the response of the call they belong to, and the caller exports them. A span contains
-//! times only: no argument, no variable, no user data.
+//! times only: no argument, no variable, no user data. The spans of a run are in its last message, the
+//! span of another call is in the header of its response.
 //!
 //! * I1. A call is recorded only when its `traceparent` is sampled.
 //! * I2. A call has at most one span for each step.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use agentbox_box_protocol::call_span::CallSpan;
 use agentbox_box_protocol::proto::{self, Step};
 use tonic::metadata::MetadataMap;
 use uuid::Uuid;
@@ -57,10 +59,20 @@ impl Trace {
         vec![run, start]
     }
 
+    /// The span of a call that is accepted now.
+    #[must_use]
+    pub fn accepted(&self) -> CallSpan {
+        CallSpan {
+            id: new_span_id(),
+            start_unix_nanos: unix_nanos(self.started_at),
+            end_unix_nanos: unix_nanos(SystemTime::now().max(self.started_at)),
+        }
+    }
+
     fn run_until(&self, ended: SystemTime) -> proto::Span {
         proto::Span {
             trace_id: self.trace_id.to_vec(),
-            span_id: new_span_id(),
+            span_id: new_span_id().to_vec(),
             parent_span_id: self.parent.to_vec(),
             step: Step::Run.into(),
             start_unix_nanos: unix_nanos(self.started_at),
@@ -72,7 +84,7 @@ impl Trace {
 fn child(run: &proto::Span, step: Step, from: SystemTime, to: SystemTime) -> proto::Span {
     proto::Span {
         trace_id: run.trace_id.clone(),
-        span_id: new_span_id(),
+        span_id: new_span_id().to_vec(),
         parent_span_id: run.span_id.clone(),
         step: step.into(),
         start_unix_nanos: unix_nanos(from),
@@ -81,8 +93,8 @@ fn child(run: &proto::Span, step: Step, from: SystemTime, to: SystemTime) -> pro
 }
 
 /// A unique span id. It is never zero: a UUID's version is among its bytes.
-fn new_span_id() -> Vec<u8> {
-    Uuid::new_v4().as_u64_pair().0.to_be_bytes().to_vec()
+fn new_span_id() -> [u8; 8] {
+    Uuid::new_v4().as_u64_pair().0.to_be_bytes()
 }
 
 fn unix_nanos(instant: SystemTime) -> u64 {
@@ -177,5 +189,21 @@ mod tests {
         assert_eq!(start.end_unix_nanos, command.start_unix_nanos);
         assert_eq!(command.end_unix_nanos, 5_000_000_000);
         assert_eq!(trace.failed_start_spans().len(), 2);
+    }
+
+    #[test]
+    fn span_of_an_accepted_call_does_not_end_before_it_starts() {
+        let after_now = SystemTime::now() + Duration::from_secs(3600);
+        for started_at in [UNIX_EPOCH + Duration::from_secs(1), after_now] {
+            let trace = Trace {
+                trace_id: [7; 16],
+                parent: [9; 8],
+                started_at,
+            };
+            let span = trace.accepted();
+            assert_eq!(span.start_unix_nanos, unix_nanos(started_at));
+            assert!(span.end_unix_nanos >= span.start_unix_nanos, "{span:?}");
+            assert_ne!(span.id, [0; 8]);
+        }
     }
 }

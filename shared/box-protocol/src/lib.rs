@@ -4,6 +4,7 @@
 //! * [`token`]: the credential of one box.
 //! * [`secret`]: the secret from which a cluster's tokens are derived.
 //! * [`tls`]: encryption, and the proof that a peer is the boxd of this box.
+//! * [`call_span`]: boxd's span of a call, in the header of its response.
 //! * [`client`]: a gRPC client over any byte stream.
 //! * [`output`]: the files with the main command's output.
 //! * [`executions`]: the file with the records of executions.
@@ -12,6 +13,7 @@
 //!
 //! Never starts a process and never listens: boxd does.
 
+pub mod call_span;
 pub mod client;
 pub mod executions;
 pub mod logs;

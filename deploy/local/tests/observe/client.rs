@@ -11,6 +11,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// The execs of a round.
 const EXECS: u32 = 10;
+/// An image that no registry has.
+pub const UNKNOWN_IMAGE: &str = "no-such-image-of-ours:1";
 /// The bytes of the file of a round.
 pub const FILE_BYTES: u32 = 100_000;
 
@@ -99,32 +101,67 @@ impl Client {
         (trace, serde_json::from_slice(&text).unwrap_or_default())
     }
 
+    /// Sends a request while a part of the system is missing: any answer is right, also none.
+    pub async fn attempt(&self, path: &str, body: &Value) {
+        let request = self.request(Method::POST, path, &Trace::new());
+        let _ = request.json(body).send().await;
+    }
+
     /// Creates an environment and waits until it runs; gives the trace of the create and the id.
     pub async fn create(&self, name: &str) -> (Trace, String) {
-        let body = json!({
-            "name": name,
-            "image": "busybox",
-            "resources": { "cpu": "100m", "memory": "64Mi", "storage": "64Mi" },
-        });
-        let (trace, reply) = self.ask(Method::POST, "/environments", Some(body)).await;
+        self.create_as(small(name)).await
+    }
+
+    /// As [`Self::create`], from this request.
+    pub async fn create_as(&self, body: Value) -> (Trace, String) {
+        let (trace, reply) = self.begin_create(body).await;
         let id = reply["id"].as_str().unwrap().to_owned();
         self.wait_for_status(&id, "running").await;
         (trace, id)
     }
 
+    /// Creates an environment; gives the trace and the answer.
+    pub async fn begin_create(&self, body: Value) -> (Trace, Value) {
+        self.ask(Method::POST, "/environments", Some(body)).await
+    }
+
     /// Creates an environment of an image that no registry has, and waits until it has failed.
     pub async fn create_with_unknown_image(&self) {
-        let body = json!({
-            "name": "unknown",
-            "image": "no-such-image-of-ours:1",
-            "resources": { "cpu": "100m", "memory": "64Mi", "storage": "64Mi" },
-        });
-        let (_, reply) = self.ask(Method::POST, "/environments", Some(body)).await;
+        let mut body = small("unknown");
+        body["image"] = UNKNOWN_IMAGE.into();
+        let (_, reply) = self.begin_create(body).await;
         self.wait_for_status(reply["id"].as_str().unwrap(), "failed")
             .await;
     }
 
-    async fn wait_for_status(&self, id: &str, wanted: &str) {
+    /// Defines a pool with one box of the size of [`small`].
+    pub async fn set_pool(&self, name: &str, image: &str) {
+        let body = json!({
+            "image": image,
+            "resources": small(name)["resources"],
+            "min_ready": 1,
+            "max_ready": 1,
+        });
+        self.ask(Method::PUT, &format!("/pools/{name}"), Some(body))
+            .await;
+    }
+
+    /// Waits until the pool has a box that can be claimed.
+    pub async fn wait_for_ready_box(&self, pool: &str) {
+        let path = format!("/pools/{pool}");
+        eventually_some("a box of the pool is ready", DEADLINE, async || {
+            let (_, reply) = self.ask(Method::GET, &path, None).await;
+            (reply["status"]["ready"] == 1).then_some(())
+        })
+        .await;
+    }
+
+    pub async fn delete_pool(&self, name: &str) {
+        self.ask(Method::DELETE, &format!("/pools/{name}"), None)
+            .await;
+    }
+
+    pub async fn wait_for_status(&self, id: &str, wanted: &str) {
         let path = format!("/environments/{id}");
         eventually_some(&format!("{id} is {wanted}"), DEADLINE, async || {
             let (_, reply) = self.ask(Method::GET, &path, None).await;
@@ -156,11 +193,13 @@ impl Client {
         trace
     }
 
-    async fn download(&self, id: &str) {
+    pub async fn download(&self, id: &str) -> Trace {
+        let trace = Trace::new();
         let path = format!("/environments/{id}/files/content?path=/tmp/file");
-        let request = self.request(Method::GET, &path, &Trace::new());
+        let request = self.request(Method::GET, &path, &trace);
         let content = succeeded(request, &path).await;
         assert_eq!(content.len(), FILE_BYTES as usize);
+        trace
     }
 
     /// Starts an execution and waits until it has exited.
@@ -196,6 +235,15 @@ impl Client {
         done.executions += 1;
         self.delete(&id).await;
     }
+}
+
+/// The request for a small environment without a command.
+pub fn small(name: &str) -> Value {
+    json!({
+        "name": name,
+        "image": "busybox",
+        "resources": { "cpu": "100m", "memory": "64Mi", "storage": "64Mi" },
+    })
 }
 
 async fn succeeded(request: RequestBuilder, path: &str) -> Vec<u8> {

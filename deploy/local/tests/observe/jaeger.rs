@@ -6,6 +6,8 @@ use std::time::Duration;
 use agentbox_testing::{System, eventually_some};
 use serde_json::Value;
 
+use super::client::Trace;
+
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -44,26 +46,27 @@ impl Jaeger {
         traces.iter().flat_map(spans_of).collect()
     }
 
-    /// Waits until the trace has spans of these services, and no span has a parent that is missing. `caller`
-    /// is the span of the caller, which Jaeger does not have.
-    pub async fn complete(&self, trace: &str, caller: &str, services: &[&str]) -> Vec<Span> {
-        let expected = format!("trace {trace} has spans of {services:?} and no orphan");
+    /// Waits until the trace has each of these spans, named by service and operation, and no span has a parent
+    /// that is missing. Jaeger does not have the span of the caller.
+    pub async fn complete(&self, trace: &Trace, wanted: &[(&str, &str)]) -> Vec<Span> {
+        let expected = format!("trace {} has {wanted:?} and no orphan", trace.id);
         eventually_some(&expected, DEADLINE, async || {
-            let spans = self.spans(trace).await;
-            is_complete(&spans, caller, services).then_some(spans)
+            let spans = self.spans(&trace.id).await;
+            is_complete(&spans, &trace.span, wanted).then_some(spans)
         })
         .await
     }
 }
 
-fn is_complete(spans: &[Span], caller: &str, services: &[&str]) -> bool {
+fn is_complete(spans: &[Span], caller: &str, wanted: &[(&str, &str)]) -> bool {
     let ids: BTreeSet<&str> = spans.iter().map(|span| span.id.as_str()).collect();
     let is_orphan = |span: &Span| span.parent != caller && !ids.contains(span.parent.as_str());
-    let has = |service: &str| {
-        let name = format!("agentbox-{service}");
-        spans.iter().any(|span| span.service == name)
+    let has = |(service, name): &(&str, &str)| {
+        let service = format!("agentbox-{service}");
+        let fits = |span: &Span| span.service == service && span.name == *name;
+        spans.iter().any(fits)
     };
-    services.iter().all(|service| has(service)) && !spans.iter().any(is_orphan)
+    wanted.iter().all(has) && !spans.iter().any(is_orphan)
 }
 
 fn spans_of(trace: &Value) -> Vec<Span> {

@@ -15,5 +15,6 @@ mod client;
 mod dashboards;
 mod expressions;
 mod jaeger;
+mod processes;
 mod prometheus;
 mod traces;

@@ -10,7 +10,7 @@ use tokio_tungstenite::connect_async;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 
-use super::client::{Client, Trace};
+use super::client::{Client, Trace, small};
 use super::jaeger::Jaeger;
 
 const ATTACH_DEADLINE: Duration = Duration::from_secs(30);
@@ -45,6 +45,40 @@ async fn attach(system: &System, client: &Client, id: &str) -> Trace {
     trace
 }
 
+/// The spans of a request that reaches a box by this call of boxd.
+fn in_box(call: &str) -> [(&str, &str); 4] {
+    [
+        ("auth", "serve auth.authenticate"),
+        ("exec-proxy", "serve exec.open"),
+        ("exec-proxy", call),
+        ("boxd", call),
+    ]
+}
+
+const RUN: &str = "agentbox.boxd.v1.Boxd/Run";
+const FILES: &str = "agentbox.boxd.v1.Boxd/Files";
+const EXECUTIONS: &str = "agentbox.boxd.v1.Boxd/Executions";
+const CREATE: [(&str, &str); 3] = [
+    ("auth", "serve auth.authenticate"),
+    ("api-gateway", "request scheduler.create"),
+    ("scheduler", "serve scheduler.create"),
+];
+
+/// Waits until the trace is complete, and checks that it begins with one request.
+async fn expect_complete(jaeger: &Jaeger, what: &str, trace: &Trace, wanted: &[(&str, &str)]) {
+    let spans = jaeger.complete(trace, wanted).await;
+    let roots: Vec<&str> = spans
+        .iter()
+        .filter(|span| span.parent == trace.span)
+        .map(|span| span.name.as_str())
+        .collect();
+    assert_eq!(roots.len(), 1, "{what}: {roots:?}");
+    assert!(
+        roots[0].contains("/api/v1/environments"),
+        "{what}: {roots:?}"
+    );
+}
+
 #[tokio::test]
 async fn trace_of_each_kind_of_request_is_complete_in_jaeger() {
     let system = System::start(Options::default().observed()).await.unwrap();
@@ -53,30 +87,38 @@ async fn trace_of_each_kind_of_request_is_complete_in_jaeger() {
     let (create, id) = client.create("traced").await;
     let exec = client.exec(&id).await;
     let upload = client.upload(&id).await;
+    let download = client.download(&id).await;
     let attached = attach(&system, &client, &id).await;
     let body = json!({ "command": ["true"] });
     let path = format!("/environments/{id}/executions");
     let (execution, _) = client.ask(Method::POST, &path, Some(body)).await;
-    let in_box = ["api-gateway", "auth", "exec-proxy", "boxd"];
-    for (what, trace, services) in [
-        ("create", &create, &["api-gateway", "auth", "scheduler"][..]),
-        ("exec", &exec, &in_box[..]),
-        ("upload", &upload, &in_box[..]),
-        ("attach", &attached, &in_box[..]),
-        ("execution", &execution, &in_box[..]),
+    for (what, trace, wanted) in [
+        ("create", &create, &CREATE[..]),
+        ("exec", &exec, &in_box(RUN)[..]),
+        ("upload", &upload, &in_box(FILES)[..]),
+        ("download", &download, &in_box(FILES)[..]),
+        ("attach", &attached, &in_box(EXECUTIONS)[..]),
+        ("execution", &execution, &in_box(EXECUTIONS)[..]),
     ] {
-        let spans = jaeger.complete(&trace.id, &trace.span, services).await;
-        let roots: Vec<&str> = spans
-            .iter()
-            .filter(|span| span.parent == trace.span)
-            .map(|span| span.name.as_str())
-            .collect();
-        assert_eq!(roots.len(), 1, "{what}: {roots:?}");
-        assert!(
-            roots[0].contains("/api/v1/environments"),
-            "{what}: {roots:?}"
-        );
+        expect_complete(&jaeger, what, trace, wanted).await;
     }
     client.delete(&id).await;
+    system.stop().await;
+}
+
+#[tokio::test]
+async fn trace_of_a_claim_is_complete_in_jaeger() {
+    let system = System::start(Options::default().observed()).await.unwrap();
+    let client = Client::login(&system).await;
+    let jaeger = Jaeger::of(&system);
+    client.set_pool("traced", "busybox").await;
+    client.wait_for_ready_box("traced").await;
+    let (claim, created) = client.begin_create(small("claimed")).await;
+    assert_eq!(created["pool"]["hit"], true, "{created}");
+    let wanted: Vec<_> = CREATE
+        .into_iter()
+        .chain([("scheduler", "containerd claim")])
+        .collect();
+    expect_complete(&jaeger, "claim", &claim, &wanted).await;
     system.stop().await;
 }

@@ -1,7 +1,11 @@
-//! The spans that boxd returns with a run.
+//! The spans that boxd returns with a run, and in the header of another call.
 
+use agentbox_box_protocol::call_span::{CallSpan, SPAN_METADATA};
 use agentbox_box_protocol::client::BoxClient;
 use agentbox_box_protocol::proto::{self, RunInput, Step, run_input, run_output};
+use agentbox_contracts::executions::{
+    ExecutionInput, ExecutionRequest, execution_input, execution_request,
+};
 use tonic::Request;
 
 use crate::support::{TestBox, run, sh, start};
@@ -9,15 +13,20 @@ use crate::support::{TestBox, run, sh, start};
 const TRACE_ID: &str = "0af7651916cd43dd8448eb211c80319c";
 const PARENT: &str = "b7ad6b7169203331";
 
-async fn traced(client: &BoxClient, flags: &str, command: proto::StartCommand) -> proto::Exited {
-    let first = RunInput {
-        input: Some(run_input::Input::Start(command)),
-    };
-    let mut request = Request::new(tokio_stream::iter([first]));
+fn with_trace<T>(inputs: T, flags: &str) -> Request<T> {
+    let mut request = Request::new(inputs);
     let traceparent = format!("00-{TRACE_ID}-{PARENT}-{flags}");
     request
         .metadata_mut()
         .insert("traceparent", traceparent.parse().unwrap());
+    request
+}
+
+async fn traced(client: &BoxClient, flags: &str, command: proto::StartCommand) -> proto::Exited {
+    let first = RunInput {
+        input: Some(run_input::Input::Start(command)),
+    };
+    let request = with_trace(tokio_stream::iter([first]), flags);
     let mut outputs = client.clone().run(request).await.unwrap().into_inner();
     loop {
         let output = outputs.message().await.unwrap().unwrap();
@@ -67,4 +76,25 @@ async fn unsampled_call_returns_no_spans() {
     assert_eq!(steps(&traced(&client, "00", sh("true")).await), []);
     let untraced = run(&client, sh("true")).await.exited.unwrap();
     assert_eq!(steps(&untraced), []);
+}
+
+#[tokio::test]
+async fn header_of_an_accepted_call_has_its_span_only_when_sampled() {
+    let (_boxd, client) = TestBox::idle().await;
+    for (flags, is_sampled) in [("01", true), ("00", false)] {
+        let list = ExecutionRequest {
+            operation: Some(execution_request::Operation::List(())),
+        };
+        let list = ExecutionInput {
+            input: Some(execution_input::Input::Request(list)),
+        };
+        let request = with_trace(tokio_stream::iter([list]), flags);
+        let response = client.clone().executions(request).await.unwrap();
+        let header = response.metadata().get(SPAN_METADATA);
+        assert_eq!(header.is_some(), is_sampled, "{header:?}");
+        if let Some(header) = header {
+            let span: CallSpan = header.to_str().unwrap().parse().unwrap();
+            assert!(span.start_unix_nanos <= span.end_unix_nanos, "{span:?}");
+        }
+    }
 }

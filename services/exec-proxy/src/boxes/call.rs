@@ -125,12 +125,18 @@ impl<M: Method> Call<M> {
             .client
             .max_decoding_message_size(MAX_OUTPUT_BYTES);
         match M::call(&mut client, request).await {
-            Ok(response) => Ok(Self {
-                _cancel: cancel,
-                outputs: response.into_inner(),
-                inputs,
-                number: connection.number,
-            }),
+            Ok(response) => {
+                let (environment, metadata) = (lease.id(), response.metadata());
+                lease
+                    .spans()
+                    .export_accepted(span, environment, M::NAME, metadata);
+                Ok(Self {
+                    _cancel: cancel,
+                    outputs: response.into_inner(),
+                    inputs,
+                    number: connection.number,
+                })
+            }
             Err(status) => Err(failed(lease, connection.number, status)),
         }
     }

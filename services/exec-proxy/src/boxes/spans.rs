@@ -3,12 +3,15 @@
 //! A box reaches no collector: its boxd returns its spans with the response of the call
 //! (docs/decisions/0003), and they are exported here as spans of `agentbox-boxd`. A box
 //! belongs to a user: its spans are validated, and only times and the exit code are kept.
+//! The spans of a run are in its last message, the span of another call in the header of its response.
 //!
 //! * I1. A box can add spans only to the trace of its own call, below that call's span.
 //! * I2. Names and attributes are set here. The number of spans is limited.
 
+use std::borrow::Cow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use agentbox_box_protocol::call_span::{CallSpan, SPAN_METADATA};
 use agentbox_box_protocol::proto::{self, Step};
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_service::RelayedSpans;
@@ -17,11 +20,13 @@ use opentelemetry::trace::{
 };
 use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
+use tonic::metadata::MetadataMap;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use crate::metrics;
 
+const SERVICE: &str = "agentbox.boxd.v1.Boxd";
 /// One for each step.
 const MAX_SPANS: usize = 3;
 /// How far a box's clock may be ahead.
@@ -52,6 +57,63 @@ impl BoxSpans {
             self.spans.export(span);
         }
     }
+
+    /// Exports the span with which `environment`'s box has accepted `call` of `method`, if the header of
+    /// its response has one.
+    pub fn export_accepted(
+        &self,
+        call: &Span,
+        environment: &EnvironmentId,
+        method: &str,
+        response: &MetadataMap,
+    ) {
+        let Some(header) = response.get(SPAN_METADATA) else {
+            return;
+        };
+        if !self.spans.is_enabled() {
+            return;
+        }
+        let context = call.context();
+        let call = context.span().span_context().clone();
+        let text = header.to_str().ok();
+        let returned = text.and_then(|text| text.parse::<CallSpan>().ok());
+        let span = returned.and_then(|returned| {
+            accepted_call(&returned, &call, environment, method, SystemTime::now())
+        });
+        match span {
+            Some(span) => self.spans.export(span),
+            None => metrics::spans_refused(1),
+        }
+    }
+}
+
+/// The span below `call`; `None` if it is not valid.
+fn accepted_call(
+    returned: &CallSpan,
+    call: &SpanContext,
+    environment: &EnvironmentId,
+    method: &str,
+    now: SystemTime,
+) -> Option<SpanData> {
+    let id = SpanId::from_bytes(returned.id);
+    if !call.is_sampled() || id == call.span_id() {
+        return None;
+    }
+    let ids = (call.trace_id(), id, call.span_id());
+    let times = (returned.start_unix_nanos, returned.end_unix_nanos);
+    let name = format!("{SERVICE}/{method}");
+    let attributes = of_method(environment, method.to_owned());
+    span_data(ids, times, now, name.into(), SpanKind::Server, attributes)
+}
+
+/// The attributes of the span of a call.
+fn of_method(environment: &EnvironmentId, method: String) -> Vec<KeyValue> {
+    vec![
+        KeyValue::new("environment.id", environment.to_string()),
+        KeyValue::new("rpc.system", "grpc"),
+        KeyValue::new("rpc.service", SERVICE),
+        KeyValue::new("rpc.method", method),
+    ]
 }
 
 /// The valid spans below `call`, and the number of refused ones.
@@ -93,28 +155,42 @@ fn convert(
     let trace_id = TraceId::from_bytes(returned.trace_id.as_slice().try_into().ok()?);
     let span_id = SpanId::from_bytes(returned.span_id.as_slice().try_into().ok()?);
     let parent = SpanId::from_bytes(returned.parent_span_id.as_slice().try_into().ok()?);
-    let instant = |nanos| UNIX_EPOCH.checked_add(Duration::from_nanos(nanos));
-    let (start_time, end_time) = (
-        instant(returned.start_unix_nanos)?,
-        instant(returned.end_unix_nanos)?,
-    );
-    if span_id == SpanId::INVALID || start_time > end_time || end_time > now + CLOCK_SKEW {
-        return None;
-    }
-    let mut attributes = vec![KeyValue::new("environment.id", environment.to_string())];
-    match returned.step() {
-        Step::Run => attributes.extend([
-            KeyValue::new("rpc.system", "grpc"),
-            KeyValue::new("rpc.service", "agentbox.boxd.v1.Boxd"),
-            KeyValue::new("rpc.method", "Run"),
-        ]),
-        Step::Command => attributes.extend([
+    let of_environment = KeyValue::new("environment.id", environment.to_string());
+    let attributes = match returned.step() {
+        Step::Run => of_method(environment, "Run".to_owned()),
+        Step::Command => vec![
+            of_environment,
             KeyValue::new("process.exit.code", i64::from(exited.exit_code)),
             KeyValue::new("timed_out", exited.timed_out),
             KeyValue::new("oom_killed", exited.oom_killed),
-        ]),
-        Step::Start | Step::Unspecified => {}
+        ],
+        Step::Start | Step::Unspecified => vec![of_environment],
+    };
+    span_data(
+        (trace_id, span_id, parent),
+        (returned.start_unix_nanos, returned.end_unix_nanos),
+        now,
+        name.into(),
+        span_kind,
+        attributes,
+    )
+}
+
+/// A span with the ids of its trace, its own and its parent's, and its begin and end in nanoseconds.
+fn span_data(
+    (trace_id, span_id, parent): (TraceId, SpanId, SpanId),
+    (start, end): (u64, u64),
+    now: SystemTime,
+    name: Cow<'static, str>,
+    span_kind: SpanKind,
+    attributes: Vec<KeyValue>,
+) -> Option<SpanData> {
+    let instant = |nanos| UNIX_EPOCH.checked_add(Duration::from_nanos(nanos));
+    let (start_time, end_time) = (instant(start)?, instant(end)?);
+    if span_id == SpanId::INVALID || start_time > end_time || end_time > now + CLOCK_SKEW {
+        return None;
     }
+    let parent_span_is_remote = span_kind == SpanKind::Server;
     Some(SpanData {
         span_context: SpanContext::new(
             trace_id,
@@ -124,9 +200,9 @@ fn convert(
             TraceState::default(),
         ),
         parent_span_id: parent,
-        parent_span_is_remote: returned.step() == Step::Run,
+        parent_span_is_remote,
         span_kind,
-        name: name.into(),
+        name,
         start_time,
         end_time,
         attributes,
@@ -219,6 +295,35 @@ mod tests {
             span(Step::Unspecified, 2, 1),
         ] {
             assert!(names(vec![refused], TraceFlags::SAMPLED).is_empty());
+        }
+    }
+
+    #[test]
+    fn span_of_an_accepted_call_is_below_the_call_or_refused() {
+        let environment = EnvironmentId::random();
+        let now = UNIX_EPOCH + Duration::from_secs(1);
+        let accept = |id: u8, (start_unix_nanos, end_unix_nanos), flags| {
+            let returned = CallSpan {
+                id: [id; 8],
+                start_unix_nanos,
+                end_unix_nanos,
+            };
+            accepted_call(&returned, &call(flags), &environment, "Files", now)
+        };
+        let span = accept(2, (1, 2), TraceFlags::SAMPLED).unwrap();
+        assert_eq!(span.name, "agentbox.boxd.v1.Boxd/Files");
+        assert_eq!(span.parent_span_id, SpanId::from_bytes(CALL));
+        assert_eq!(span.span_context.trace_id(), TraceId::from_bytes(TRACE));
+        assert!(span.parent_span_is_remote);
+        for (id, times, flags) in [
+            (2, (1, 2), TraceFlags::default()),
+            (1, (1, 2), TraceFlags::SAMPLED),
+            (0, (1, 2), TraceFlags::SAMPLED),
+            (2, (3, 2), TraceFlags::SAMPLED),
+            (2, (1, u64::MAX), TraceFlags::SAMPLED),
+        ] {
+            let refused = accept(id, times, flags);
+            assert!(refused.is_none(), "{id} {times:?} {flags:?}");
         }
     }
 

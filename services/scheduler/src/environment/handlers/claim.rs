@@ -50,9 +50,6 @@ impl Environments {
             }
         };
         metrics::transitioned(Status::Pending, None);
-        if let Some(pool) = &claimed.environment.pool {
-            metrics::pool_requested(pool);
-        }
         tracing::info!(
             environment.id = %claimed.environment.id,
             cluster = claimed.environment.cluster,
@@ -61,6 +58,10 @@ impl Environments {
         );
         let id = claimed.environment.id.clone();
         let record = inner.reconciler.complete_create(claimed).await;
+        // A claim that was given up meanwhile is counted as its miss already.
+        if let Some(pool) = record.environment.pool.as_ref().filter(|pool| pool.hit) {
+            metrics::pool_requested(pool);
+        }
         // With the events of the create and of the start together.
         inner.outbox.wake(&id);
         Ok(Some(record))
