@@ -78,17 +78,25 @@ impl Context {
                 }
             }
         }
-        let observed = self
-            .wait_until_settled(spec, &mut changes, deadline)
-            .await?;
-        if let BoxPhase::Running { address, .. } = observed.phase
-            && state.is_warm
-            && !spec.warm
-        {
-            self.complete_claim(spec, generation, &policy, address)
+        loop {
+            let observed = self
+                .wait_until_settled(spec, &mut changes, deadline)
                 .await?;
+            let BoxPhase::Running { address, .. } = observed.phase else {
+                return Ok(observed);
+            };
+            if !state.is_warm || spec.warm {
+                return Ok(observed);
+            }
+            let completed = self.complete_claim(spec, generation, &policy, address);
+            match completed.await {
+                // Its command may have ended, which the cluster learns later.
+                Err(RuntimeError::Unreachable(_)) if Instant::now() < deadline => {
+                    tokio::time::sleep(RETRY_LATER).await;
+                }
+                outcome => return outcome.map(|()| observed),
+            }
         }
-        Ok(observed)
     }
 
     /// Whether a Pod must be created. One that its node rejected is deleted first.

@@ -67,11 +67,11 @@ pub async fn report_all(
     held: &CancellationToken,
 ) -> Result<(), StoreError> {
     let boxes = store.boxes_with_execution_events().await?;
-    let reports =
-        futures::stream::iter(boxes).for_each_concurrent(CONCURRENT_BOXES, |running| async move {
-            report_box(store, bus, &running).await;
-        });
-    held.run_until_cancelled(reports).await;
+    let reports = futures::stream::iter(boxes)
+        .map(|running| async move { report_box(store, bus, &running).await })
+        .buffer_unordered(CONCURRENT_BOXES);
+    let mut reports = std::pin::pin!(reports);
+    while let Some(Some(())) = held.run_until_cancelled(reports.next()).await {}
     Ok(())
 }
 
