@@ -169,7 +169,7 @@ impl Keyring {
     /// # Errors
     /// When Postgres fails.
     pub async fn jwks(&self, now: DateTime<Utc>) -> Result<Vec<serde_json::Value>, KeyError> {
-        self.read().await?;
+        self.reload().await?;
         let keys = self
             .snapshot()
             .iter()
@@ -210,6 +210,7 @@ impl Keyring {
         self.replace(stored)
     }
 
+    /// A new key, as a row.
     fn mint(&self, now: DateTime<Utc>) -> Result<signing_keys::Model, KeyError> {
         let seed: [u8; 32] = rand::random();
         let kid = rules::mint_kid(&self.secret);
@@ -234,6 +235,7 @@ impl Keyring {
         })
     }
 
+    /// Replaces the copy by these rows. A key that is known already is not decrypted again.
     fn replace(&self, stored: Vec<signing_keys::Model>) -> Result<(), KeyError> {
         let known = self.snapshot();
         let keys = stored
@@ -249,6 +251,7 @@ impl Keyring {
         Ok(())
     }
 
+    /// Decrypts a row, and checks that its two halves belong together.
     fn open(&self, stored: &signing_keys::Model) -> Result<Key, KeyError> {
         let kid = stored.kid.clone();
         let seed = self
@@ -292,12 +295,14 @@ impl Keyring {
         }
     }
 
+    /// Reloads the keys, and makes one if it is due.
     async fn refresh(&self) -> Result<(), KeyError> {
-        self.read().await?;
+        self.reload().await?;
         self.signer(Utc::now()).await.map(|_| ())
     }
 
-    async fn read(&self) -> Result<(), KeyError> {
+    /// Replaces the copy by the table.
+    async fn reload(&self) -> Result<(), KeyError> {
         let _refreshing = self.refreshing.lock().await;
         self.replace(store::all(&self.database).await?)
     }
