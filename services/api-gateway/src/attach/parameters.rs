@@ -9,7 +9,9 @@ use agentbox_contracts::ids::ExecId;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use crate::exec::{command_line, total_size, user, variables, working_dir};
+use crate::exec::{
+    check_command_line, check_total_size, check_user, check_variables, check_working_dir,
+};
 use crate::executions::parse_position;
 
 const MAX_SIDE: u16 = 4096;
@@ -170,11 +172,11 @@ impl Parameters {
                     }
                 }
                 "working_dir" => {
-                    working_dir(&value)?;
+                    check_working_dir(&value)?;
                     start.working_dir = Some(value.into_owned());
                 }
                 "user" => {
-                    user(&value)?;
+                    check_user(&value)?;
                     start.user = Some(value.into_owned());
                 }
                 "tty" => tty = flag("tty", &value)?,
@@ -183,7 +185,7 @@ impl Parameters {
                 "binary" => binary = flag("binary", &value)?,
                 "session_id" => session = Some(session_id(&value)?),
                 "from" => from = Some(parse_position("from", &value)?),
-                // The credentials include the ticket.
+                // It was read with the credentials.
                 "ticket" => {}
                 other => {
                     return Err(Error::field(
@@ -219,9 +221,9 @@ impl Parameters {
                 ));
             }
             None => {
-                command_line("command", &start.command)?;
-                variables(&start.env)?;
-                total_size(&start.command, &start.env)?;
+                check_command_line("command", &start.command)?;
+                check_variables(&start.env)?;
+                check_total_size(&start.command, &start.env)?;
                 start.tty = tty.then_some(size);
                 Target::Start(start)
             }
