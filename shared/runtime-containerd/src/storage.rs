@@ -119,7 +119,7 @@ impl Context {
             .map_err(|error| io_failure("read mounts", &error))?;
         let now = Instant::now();
         let wait_until = tokio::time::Instant::now() + MAX_WAIT;
-        let running = self.keep_reserve(running, &mounts).await;
+        let running = self.enforce_reserve(running, &mounts).await;
         for (id, (container, limit)) in running {
             let Some(paths) = OverlayPaths::find(&mounts, &container) else {
                 continue;
@@ -200,7 +200,7 @@ fn largest(disks: impl Iterator<Item = (EnvironmentId, u64)>) -> Option<(Environ
 impl Context {
     /// Evicts the box whose disk uses most if the machine's disk has less free space than the reserve.
     /// Returns the boxes without a disk.
-    async fn keep_reserve(
+    async fn enforce_reserve(
         &self,
         running: BTreeMap<EnvironmentId, (String, u64)>,
         mounts: &str,

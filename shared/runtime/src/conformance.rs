@@ -196,6 +196,7 @@ impl<D: Runtime + BoxConnector> Subject<D> {
             let warm = self.ensure_until_started(&self.warm_spec(spec)).await?;
             if let BoxPhase::Running { address, .. } = warm.phase {
                 let claimed = self.second.claim(spec, 1, address).await;
+                // Such a driver refuses some claims, and the next `ensure` makes the box without one.
                 let is_left_to_ensure = self.differences.matches_network_policy
                     && matches!(claimed, Err(RuntimeError::NotClaimable(_)));
                 if !is_left_to_ensure {

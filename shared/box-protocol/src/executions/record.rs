@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use agentbox_contracts::executions::{Execution, ExecutionStatus};
 use prost::Message as _;
 
+/// Before each record: its length and its CRC-32, each in 4 bytes, the lowest byte first.
 const HEADER: usize = 8;
+/// The kinds of records, in their first byte.
 const EXECUTION: u8 = 1;
 const FORGOTTEN: u8 = 2;
 
