@@ -8,6 +8,7 @@
 //! * I2. Each wait has a deadline; none is a fixed pause.
 
 pub mod accounts;
+pub mod boxd;
 pub mod claims;
 pub mod ending;
 pub mod executions;
@@ -18,7 +19,6 @@ pub mod life;
 pub mod limits;
 pub mod network;
 pub mod ports;
-pub mod session;
 pub mod start;
 mod suite;
 
