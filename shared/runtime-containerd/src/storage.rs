@@ -131,17 +131,7 @@ impl Context {
             let mut measurement = match usage.unfinished.remove(&id) {
                 Some(begun) => begun,
                 None if limit == 0 || !is_due(last, limit, free, now) => continue,
-                None => {
-                    let (deployment, box_id) = (self.config.deployment.clone(), id.clone());
-                    let used = tokio::task::spawn_blocking(move || {
-                        let written = measure::written(&paths.upper, limit)?;
-                        let processes = cgroup::processes(&deployment, &box_id);
-                        let held =
-                            measure::deleted_but_open(&[&paths.root, &paths.upper], &processes)?;
-                        Ok::<u64, MeasureError>(written.saturating_add(held))
-                    });
-                    Measurement { free, used }
-                }
+                None => self.begin_measurement(&id, paths, limit, free),
             };
             // Past this instant, a finished measurement is still returned.
             let waited = tokio::time::timeout_at(wait_until, &mut measurement.used).await;
@@ -189,6 +179,24 @@ impl Context {
             }
         }
         Ok(())
+    }
+
+    /// Begins to measure a box, whose file system has `free` bytes, on a thread of its own.
+    fn begin_measurement(
+        &self,
+        id: &EnvironmentId,
+        paths: OverlayPaths,
+        limit: u64,
+        free: u64,
+    ) -> Measurement {
+        let (deployment, box_id) = (self.config.deployment.clone(), id.clone());
+        let used = tokio::task::spawn_blocking(move || {
+            let written = measure::written(&paths.upper, limit)?;
+            let processes = cgroup::processes(&deployment, &box_id);
+            let held = measure::deleted_but_open(&[&paths.root, &paths.upper], &processes)?;
+            Ok::<u64, MeasureError>(written.saturating_add(held))
+        });
+        Measurement { free, used }
     }
 }
 
