@@ -33,8 +33,8 @@ use rules::Lifetime;
 
 /// How often a replica reads the table, and makes a key when one is due.
 const REFRESH: Duration = Duration::from_secs(10);
-/// RFC 8410's PKCS #8 head of an Ed25519 private key; the 32 bytes of the seed follow.
-const PKCS8_HEAD: [u8; 16] = [
+/// The PKCS #8 encoding (RFC 8410) of an Ed25519 key, up to its 32 bytes.
+const PKCS8_PREFIX: [u8; 16] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
 ];
 
@@ -269,7 +269,7 @@ impl Keyring {
         }
         let x = URL_SAFE_NO_PAD.encode(public);
         Ok(Key {
-            encoding: EncodingKey::from_ed_der(&[PKCS8_HEAD.as_slice(), &seed].concat()),
+            encoding: EncodingKey::from_ed_der(&[PKCS8_PREFIX.as_slice(), &seed].concat()),
             decoding: DecodingKey::from_ed_components(&x).map_err(|_| malformed())?,
             lifetime: Lifetime::from(stored),
             kid,
