@@ -163,6 +163,7 @@ async fn check_requirements(layout: &Layout, options: &Options) -> anyhow::Resul
     Ok(())
 }
 
+/// Makes the directory of the instance, and writes the plan of what the supervisor runs there.
 fn prepare_directory(
     layout: &Layout,
     options: &Options,
