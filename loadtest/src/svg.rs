@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 
+// Lengths are in pixels.
 const WIDTH: f64 = 900.0;
 const LABELS: f64 = 380.0;
 const BAR: f64 = 16.0;

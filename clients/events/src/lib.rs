@@ -227,7 +227,7 @@ async fn fetch(
     let mut messages = first.messages().await.map_err(failed(operation))?;
     match tokio::time::timeout(wait + PULL_GRACE, messages.next()).await {
         Ok(Some(message)) => {
-            add(&mut fetched, message.map_err(failed(operation))?).await;
+            push_event(&mut fetched, message.map_err(failed(operation))?).await;
         }
         Ok(None) | Err(_) => return Ok(fetched),
     }
@@ -238,13 +238,13 @@ async fn fetch(
     };
     while let Ok(Some(message)) = tokio::time::timeout(PULL_GRACE, messages.next()).await {
         let Ok(message) = message else { break };
-        add(&mut fetched, message).await;
+        push_event(&mut fetched, message).await;
     }
     Ok(fetched)
 }
 
 /// Adds the event of a message, or drops it (I3).
-async fn add(fetched: &mut VecDeque<Received>, message: Message) {
+async fn push_event(fetched: &mut VecDeque<Received>, message: Message) {
     match decode(&message) {
         Some((id, sequence, event)) => fetched.push_back(Received {
             id,

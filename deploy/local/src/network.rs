@@ -119,12 +119,7 @@ pub(crate) async fn create(
     let subnet = choose(seed, &in_use).ok_or(NetworkError::NoSubnet)?;
     let bridge = bridge_name(deployment);
     let address = format!("{}/{}", gateway(subnet), subnet.prefix_len());
-    // The MTU of the default route, because that of a tunnel is smaller than 1500.
-    let mtu = routes
-        .iter()
-        .find(|route| route.dst == "default")
-        .and_then(|route| std::fs::read_to_string(format!("/sys/class/net/{}/mtu", route.dev)).ok())
-        .map_or_else(|| "1500".to_owned(), |mtu| mtu.trim().to_owned());
+    let mtu = default_mtu(&routes);
     // The address is explicit, because the bridge would otherwise take that of one of its ports.
     // `02` marks a locally administered unicast address.
     let [a, b, c, d, e, ..] = <[u8; 32]>::from(digest);
@@ -143,6 +138,15 @@ pub(crate) async fn create(
     Tool::new("nft").args([rules]).run().await?;
     open_forwarding(deployment, &bridge).await?;
     Ok(subnet)
+}
+
+/// The MTU of the default route's device, because that of a tunnel is smaller than 1500.
+fn default_mtu(routes: &[Route]) -> String {
+    routes
+        .iter()
+        .find(|route| route.dst == "default")
+        .and_then(|route| std::fs::read_to_string(format!("/sys/class/net/{}/mtu", route.dev)).ok())
+        .map_or_else(|| "1500".to_owned(), |mtu| mtu.trim().to_owned())
 }
 
 async fn ip(arguments: &[&str]) -> Result<(), NetworkError> {

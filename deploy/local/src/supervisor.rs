@@ -399,7 +399,7 @@ async fn start_clusters(
     }
     if let Some(cluster) = &plan.existing {
         let kubernetes = existing::join(cluster, &state_file.deployment()).await?;
-        let name = Runtime::Kubernetes.cluster_name(plan.clusters());
+        let name = Runtime::Kubernetes.cluster_name(plan.cluster_count());
         running.push(Cluster::new(name, Endpoint::Kubernetes { kubernetes }));
     }
     Ok(running)

@@ -126,7 +126,7 @@ impl Canary {
 /// The difference between `theirs`, a time that was cut to whole seconds, and the middle of the request.
 fn offset(theirs: DateTime<Utc>, begun: DateTime<Utc>, ended: DateTime<Utc>) -> f64 {
     let middle = begun + (ended - begun) / 2;
-    // Milliseconds: the date has whole seconds, of which half a second is the expected rest.
+    // In milliseconds. The date is cut to whole seconds, which takes half a second off on average.
     let millis = (theirs - middle).num_milliseconds() + 500;
     Duration::from_millis(millis.unsigned_abs()).as_secs_f64() * if millis < 0 { -1.0 } else { 1.0 }
 }

@@ -45,8 +45,8 @@ use memory::{InputMemory, ResultMemory};
 #[cfg(fuzzing)]
 pub(crate) use form::parse as parse_form;
 pub(crate) use request::{
-    check_command, command_line, command_size, decode_base64, timeout, total_size, user, variables,
-    working_dir,
+    check_command, check_command_line, check_timeout, check_total_size, check_user,
+    check_variables, check_working_dir, command_size, decode_base64,
 };
 
 /// Bytes of a form that are in memory at once: one frame of the body.

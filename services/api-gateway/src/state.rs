@@ -144,7 +144,7 @@ impl AppState {
         let user = &principal.user;
         let most = principal.limits.sessions;
         let most = most.unwrap_or(self.config.max_sessions_per_user);
-        let place = self.sessions.take_up_to(user, 1, most);
+        let place = self.sessions.take_within(user, 1, most);
         let memory = self.session_memory.take(user, kind.bytes());
         Ok(OpenSession {
             _place: place.map_err(|exceeded| too_many_sessions(exceeded, most))?,

@@ -5,7 +5,7 @@
 //!
 //! * I1. A key's permissions never change: other permissions need another key.
 //! * I2. A user has at most the configured number of active keys, also under concurrency.
-//! * I3. A key ends with the key that made it: it expires no later, and is revoked with it.
+//! * I3. A key ends with the key that created it: it expires no later, and is revoked with it.
 
 pub mod format;
 pub mod last_used;
@@ -81,6 +81,10 @@ impl ApiKeys {
         })
     }
 
+    /// Returns one page of the keys of an owner.
+    ///
+    /// # Errors
+    /// When Postgres fails.
     pub async fn list(&self, request: ListKeysRequest) -> Result<ListKeysReply, Error> {
         let (api_keys, total) = store::page(
             &self.database,
@@ -92,17 +96,21 @@ impl ApiKeys {
         Ok(ListKeysReply { api_keys, total })
     }
 
+    /// Returns one key of an owner, without its text.
+    ///
+    /// # Errors
+    /// NotFound when the owner has no such key.
     pub async fn get(&self, request: KeyRequest) -> Result<ApiKey, Error> {
         store::find(&self.database, &request.owner, &request.id)
             .await?
             .ok_or_else(not_found)
     }
 
-    /// Revokes a key of the caller, and the keys that it made. Every replica refuses them at once.
+    /// Revokes a key of the caller, and the keys that it created. Every replica refuses them at once.
     ///
     /// # Errors
     /// NotFound when the key is another user's or was revoked already. Forbidden for a key that the
-    /// asking key did not make.
+    /// asking key did not create.
     pub async fn revoke(&self, request: RevokeKeyRequest) -> Result<(), Error> {
         let transaction = begin(&self.database).await?;
         store::lock_owner(&transaction, &request.owner).await?;
@@ -133,8 +141,8 @@ impl ApiKeys {
     }
 }
 
-/// When the key that makes `request` expires; `None`: never, or a login makes it. Its owner is
-/// locked.
+/// When the key that sent `request` expires; `None`: never, or a login sent it. The caller has locked the
+/// owner.
 ///
 /// # Errors
 /// Unauthorized when the creator was revoked or has expired since it was authenticated.

@@ -41,8 +41,8 @@ const KEEP_MEMORY: Duration = Duration::from_secs(60);
 
 /// The different characters that a password has at least, blanks excepted.
 const MIN_DIFFERENT: usize = 4;
-/// Passwords that are tried first, in lower case. With digits or symbols after it, one of them is as
-/// easy to guess.
+/// Passwords that an attacker tries first, in lower case. With digits or symbols after it, one of them
+/// is as easy to guess.
 const COMMON: &str = include_str!("password/common.txt");
 
 /// Checks a new password of `username`. `field` is its name in the request.
@@ -65,14 +65,14 @@ pub fn check(field: &str, password: &Secret, username: &str) -> Result<(), Error
     }
     let whole = password.0.trim().to_lowercase();
     let stem = whole.trim_end_matches(|c: char| !c.is_alphabetic());
-    let is_guessed = |word: &str| word == whole || word == stem;
-    if COMMON.lines().any(is_guessed) {
+    let is_easy_to_guess = |word: &str| word == whole || word == stem;
+    if COMMON.lines().any(is_easy_to_guess) {
         return Err(Error::field(
             field,
             "must not be a common password, also with digits or symbols after it",
         ));
     }
-    if !username.is_empty() && is_guessed(&username.to_lowercase()) {
+    if !username.is_empty() && is_easy_to_guess(&username.to_lowercase()) {
         return Err(Error::field(
             field,
             "must not be the username, also with digits or symbols after it",
@@ -107,7 +107,8 @@ impl From<HasherError> for Error {
 /// The requests of each client network that run or wait. A network without one uses no memory.
 struct Networks {
     max_each: u32,
-    admitted: Mutex<HashMap<IpAddr, u32>>,
+    /// The number of each, while it is not 0.
+    held: Mutex<HashMap<IpAddr, u32>>,
 }
 
 /// The place of an admitted request, until this is dropped.
@@ -120,12 +121,12 @@ impl Networks {
     /// Admits a request. One without a network is AgentBox's own, and not limited.
     fn admit(&self, network: Option<IpAddr>) -> Result<Place<'_>, HasherError> {
         if let Some(network) = network {
-            let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
-            let held = admitted.get(&network).copied().unwrap_or(0);
-            if held >= self.max_each {
+            let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = held.get(&network).copied().unwrap_or(0);
+            if count >= self.max_each {
                 return Err(HasherError::Busy);
             }
-            admitted.insert(network, held + 1);
+            held.insert(network, count + 1);
         }
         Ok(Place {
             networks: self,
@@ -139,14 +140,14 @@ impl Drop for Place<'_> {
         let Some(network) = self.network else {
             return;
         };
-        let admitted = &self.networks.admitted;
-        let mut admitted = admitted.lock().unwrap_or_else(PoisonError::into_inner);
-        match admitted.get(&network).copied() {
-            Some(held) if held > 1 => {
-                admitted.insert(network, held - 1);
+        let held = &self.networks.held;
+        let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+        match held.get(&network).copied() {
+            Some(count) if count > 1 => {
+                held.insert(network, count - 1);
             }
             _ => {
-                admitted.remove(&network);
+                held.remove(&network);
             }
         }
     }
@@ -230,7 +231,7 @@ impl Hasher {
             ),
             networks: Networks {
                 max_each: per_network,
-                admitted: Mutex::default(),
+                held: Mutex::default(),
             },
             dummy_hash: String::new(),
         };

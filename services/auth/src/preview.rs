@@ -49,6 +49,8 @@ impl Previews {
         hash.is_some_and(|hash| bool::from(hash.ct_eq(&self.digest(kind, secret))))
     }
 
+    /// Creates a preview, and returns its secrets once.
+    ///
     /// # Errors
     /// QuotaExceeded when the environment has too many previews; Unauthorized when the creator's
     /// credential was deleted meanwhile; Forbidden when it is a ticket.
@@ -137,6 +139,8 @@ impl Previews {
         })
     }
 
+    /// Deletes a preview.
+    ///
     /// # Errors
     /// NotFound when the environment has no such preview.
     pub async fn delete(&self, request: DeletePreviewRequest) -> Result<(), Error> {
@@ -180,7 +184,7 @@ impl Previews {
         access: &PreviewAccess,
     ) -> Result<Option<Secret>, Error> {
         let is_public = row.token_hash.is_none();
-        let is_open = match access {
+        let is_granted = match access {
             PreviewAccess::Open => true,
             PreviewAccess::None => is_public,
             PreviewAccess::Token(secret) => {
@@ -199,7 +203,7 @@ impl Previews {
                 false
             }
         };
-        match is_open {
+        match is_granted {
             true => Ok(None),
             false => Err(Error::new(
                 ErrorCode::Unauthorized,

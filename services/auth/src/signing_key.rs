@@ -33,8 +33,8 @@ use rules::Lifetime;
 
 /// How often a replica reads the table, and makes a key when one is due.
 const REFRESH: Duration = Duration::from_secs(10);
-/// RFC 8410's PKCS #8 head of an Ed25519 private key; the 32 bytes of the seed follow.
-const PKCS8_HEAD: [u8; 16] = [
+/// The PKCS #8 encoding (RFC 8410) of an Ed25519 key, up to its 32 bytes.
+const PKCS8_PREFIX: [u8; 16] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
 ];
 
@@ -169,7 +169,7 @@ impl Keyring {
     /// # Errors
     /// When Postgres fails.
     pub async fn jwks(&self, now: DateTime<Utc>) -> Result<Vec<serde_json::Value>, KeyError> {
-        self.read().await?;
+        self.reload().await?;
         let keys = self
             .snapshot()
             .iter()
@@ -210,6 +210,7 @@ impl Keyring {
         self.replace(stored)
     }
 
+    /// A new key, as a row.
     fn mint(&self, now: DateTime<Utc>) -> Result<signing_keys::Model, KeyError> {
         let seed: [u8; 32] = rand::random();
         let kid = rules::mint_kid(&self.secret);
@@ -234,6 +235,7 @@ impl Keyring {
         })
     }
 
+    /// Replaces the copy by these rows. A key that is known already is not decrypted again.
     fn replace(&self, stored: Vec<signing_keys::Model>) -> Result<(), KeyError> {
         let known = self.snapshot();
         let keys = stored
@@ -249,6 +251,7 @@ impl Keyring {
         Ok(())
     }
 
+    /// Decrypts a row, and checks that its two halves belong together.
     fn open(&self, stored: &signing_keys::Model) -> Result<Key, KeyError> {
         let kid = stored.kid.clone();
         let seed = self
@@ -266,7 +269,7 @@ impl Keyring {
         }
         let x = URL_SAFE_NO_PAD.encode(public);
         Ok(Key {
-            encoding: EncodingKey::from_ed_der(&[PKCS8_HEAD.as_slice(), &seed].concat()),
+            encoding: EncodingKey::from_ed_der(&[PKCS8_PREFIX.as_slice(), &seed].concat()),
             decoding: DecodingKey::from_ed_components(&x).map_err(|_| malformed())?,
             lifetime: Lifetime::from(stored),
             kid,
@@ -292,12 +295,14 @@ impl Keyring {
         }
     }
 
+    /// Reloads the keys, and makes one if it is due.
     async fn refresh(&self) -> Result<(), KeyError> {
-        self.read().await?;
+        self.reload().await?;
         self.signer(Utc::now()).await.map(|_| ())
     }
 
-    async fn read(&self) -> Result<(), KeyError> {
+    /// Replaces the copy by the table.
+    async fn reload(&self) -> Result<(), KeyError> {
         let _refreshing = self.refreshing.lock().await;
         self.replace(store::all(&self.database).await?)
     }

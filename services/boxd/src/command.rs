@@ -172,6 +172,7 @@ impl CommandSpec {
     }
 }
 
+/// What is at a path that may be the program.
 #[derive(Clone, Copy)]
 enum Candidate {
     Executable,

@@ -38,7 +38,7 @@ const UNFINISHED_AFTER: Duration = Duration::from_millis(500);
 /// How long [`Log::copy_rest`] waits for the reader of boxd's stdout.
 const COPY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long it holds the lock at a time. Readers of the log wait meanwhile.
+/// How long [`Log::copy_rest`] holds the lock at a time. Readers of the log wait meanwhile.
 const COPY_LOCK_TIME: Duration = Duration::from_millis(50);
 
 pub struct Log {
@@ -177,6 +177,7 @@ impl Log {
         }
     }
 
+    /// Copies for [`COPY_LOCK_TIME`]. Returns whether all is copied.
     fn copy_some(&self) -> bool {
         let mut state = self.state.lock();
         let State { output, tee, .. } = &mut *state;

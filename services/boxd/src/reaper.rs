@@ -189,7 +189,8 @@ impl Reaper {
         self.started.notified()
     }
 
-    /// Awaits something that waits for the present start.
+    /// Awaits `waiting`, and meanwhile kills the process that is being started if it is stopped: it would
+    /// block `waiting` for ever (I5).
     async fn watching<T>(&self, waiting: impl Future<Output = T>) -> T {
         tokio::pin!(waiting);
         loop {

@@ -44,22 +44,20 @@ pub async fn serve(
         Ok(run) => run,
         Err(error) => return Outcome::failed(sender, &error).await,
     };
-    let plan = Plan {
-        output: match request.stream {
-            true => Collector::Streamed {
-                start_error: match request.merge_stderr {
-                    true => OutputStream::Stdout,
-                    false => OutputStream::Stderr,
-                },
+    let output = match request.stream {
+        true => Collector::Streamed {
+            start_error: match request.merge_stderr {
+                true => OutputStream::Stdout,
+                false => OutputStream::Stderr,
             },
-            false => Collector::Captured(Capture::new(request.max_output_bytes)),
         },
-        time: Duration::from_millis(request.timeout_ms).saturating_add(TIMEOUT_MARGIN),
+        false => Collector::Captured(Capture::new(request.max_output_bytes)),
     };
+    let time_limit = Duration::from_millis(request.timeout_ms).saturating_add(TIMEOUT_MARGIN);
     let inputs = run.inputs();
     let end = {
         let stdin = stdin::forward(&inputs, request.stdin, request.stdin_follows, &mut receiver);
-        run_to_end(&mut run, &mut sender, stdin, plan, &stopping).await
+        run_to_end(&mut run, &mut sender, stdin, output, time_limit, &stopping).await
     };
     match end {
         End::Ended(last) => {
@@ -80,13 +78,7 @@ pub async fn serve(
     }
 }
 
-/// What to do with the output of one exec, and for how long.
-struct Plan {
-    output: Collector,
-    /// The time after which boxd must have ended the command.
-    time: Duration,
-}
-
+/// What to do with the output of one exec.
 enum Collector {
     /// Kept for the result as far as it fits.
     Captured(Capture),
@@ -137,16 +129,17 @@ enum End {
     Kill(Option<Error>),
 }
 
-/// Forwards stdin and output until the command ends or has to be killed.
+/// Forwards stdin and output until the command ends or has to be killed: also when boxd has not ended it
+/// within `time_limit`.
 async fn run_to_end(
     run: &mut Run,
     sender: &mut SessionSender<FromBox>,
     stdin: impl Future<Output = Result<(), Error>>,
-    plan: Plan,
+    mut output: Collector,
+    time_limit: Duration,
     stopping: &CancellationToken,
 ) -> End {
-    let Plan { mut output, time } = plan;
-    let overdue = tokio::time::sleep(time);
+    let overdue = tokio::time::sleep(time_limit);
     tokio::pin!(overdue, stdin);
     let mut stdin_open = true;
     loop {

@@ -12,7 +12,7 @@ use agentbox_contracts::files::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::boxes::error::{bounded, box_code};
+use crate::boxes::error::{box_code, shorten_text};
 use crate::boxes::{BoxError, Lease, call};
 use crate::metrics;
 use crate::outcome::Outcome;
@@ -145,7 +145,7 @@ fn checked(failure: FileFailure) -> FileFailure {
     if box_code(&failure.code).is_some() {
         return FileFailure {
             code: failure.code,
-            message: bounded(failure.message),
+            message: shorten_text(failure.message),
         };
     }
     tracing::warn!(

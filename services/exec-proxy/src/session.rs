@@ -143,8 +143,8 @@ async fn serve_one(
         OpenKind::Ports => "ports",
     };
     // An older gateway does not send the owner.
-    let owned = open.owner.as_ref().map(|owner| share.begin(owner));
-    if matches!(owned, Some(None)) {
+    let owner_share = open.owner.as_ref().map(|owner| share.begin(owner));
+    if matches!(owner_share, Some(None)) {
         let error = Error::new(
             ErrorCode::Unavailable,
             "the owner of the environment has more sessions than are free; end some, or try again",
@@ -154,14 +154,14 @@ async fn serve_one(
         incoming.refuse(error).await;
         return;
     }
-    let _open = OpenSession::new(kind);
+    let _counted = OpenSession::new(kind);
     let begun = Instant::now();
     let span =
         tracing::info_span!("session", otel.name = kind, kind, environment.id = %open.environment);
     let outcome = dispatch(incoming, open, &cluster, &archive, stopping)
         .instrument(span)
         .await;
-    drop(owned);
+    drop(owner_share);
     metrics::session_ended(kind, outcome, begun.elapsed());
     match outcome {
         Outcome::Finished => tracing::debug!(kind, "session finished"),

@@ -53,7 +53,7 @@ async fn start(context: Context) -> Result<(), anyhow::Error> {
 
 /// Creates the streams again after each reconnect.
 async fn keep_streams(bus: Bus, mut reconnects: watch::Receiver<u64>) {
-    // The bus, which this task holds, keeps the sender.
+    // An error means that the bus was dropped, and this task holds it.
     while reconnects.changed().await.is_ok() {
         while let Err(error) = bus.provision().await {
             tracing::warn!(error = %ErrorChain(&error), "streams not created; retried");

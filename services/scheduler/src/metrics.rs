@@ -223,15 +223,15 @@ pub fn started(
     begun: Option<DateTime<Utc>>,
     now: DateTime<Utc>,
 ) {
-    match begun {
-        _ if is_claimed => stage_completed(Stage::Claimed, between(requested, now)),
-        Some(begun) => stage_completed(Stage::Queued, between(requested, begun)),
-        None => {}
+    if is_claimed {
+        stage_completed(Stage::Claimed, between(requested, now));
+    } else if let Some(begun) = begun {
+        stage_completed(Stage::Queued, between(requested, begun));
     }
     stage_completed(Stage::Running, between(requested, now));
 }
 
-/// Zero when the clocks of two machines disagree about the order.
+/// The time between the two; zero when the clocks of two machines disagree about their order.
 fn between(from: DateTime<Utc>, to: DateTime<Utc>) -> Duration {
     (to - from).to_std().unwrap_or_default()
 }

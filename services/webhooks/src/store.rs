@@ -233,11 +233,11 @@ impl Store {
         Ok(owners?)
     }
 
-    /// Notes that the owner exists now.
+    /// Records that the owner exists now.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn keep_owner(&self, owner: &UserId) -> Result<(), StoreError> {
+    pub async fn mark_owner_checked(&self, owner: &UserId) -> Result<(), StoreError> {
         let update = statement(
             "UPDATE webhooks SET owner_checked_at = now() WHERE owner = $1",
             [owner.as_str().into()],

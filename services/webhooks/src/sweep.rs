@@ -18,8 +18,8 @@ use crate::store::deliveries::PURGED_AT_ONCE;
 use crate::store::{Store, StoreError};
 
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
-/// How long an owner is known to exist. Its environments end when it is deleted, so no event about them
-/// follows meanwhile.
+/// How long after a check an owner is not checked again. The webhooks of a deleted user may stay for this
+/// time: its environments end when it is deleted, so they soon cause no more events.
 const OWNER_CHECK_INTERVAL: Duration = Duration::from_secs(3_600);
 
 pub struct Sweeper {
@@ -74,7 +74,7 @@ impl Sweeper {
     async fn check_owners(&self) -> Result<(), StoreError> {
         for owner in self.store.owners_to_check(OWNER_CHECK_INTERVAL).await? {
             match self.exists(&owner).await {
-                Some(true) => self.store.keep_owner(&owner).await?,
+                Some(true) => self.store.mark_owner_checked(&owner).await?,
                 Some(false) => {
                     let rows = self.store.delete_owned(&owner).await?;
                     metrics::rows_purged("webhooks", rows);

@@ -26,7 +26,7 @@ const TUNNELS_V6: [&str; 1] = ["2001::/23"];
 /// The deadline of a connection, with the resolution of its name.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
-/// A webhook must not reach an address, or cannot.
+/// Why no connection to the host of a webhook was opened.
 #[derive(Debug, thiserror::Error)]
 pub enum GuardError {
     #[error("the host has no address that webhooks may reach")]
@@ -40,14 +40,14 @@ pub enum GuardError {
 pub struct Guard {
     /// Reached although they are not public, also without TLS.
     allowed: Vec<IpNet>,
-    closed: Vec<IpNet>,
+    denied: Vec<IpNet>,
 }
 
 impl Guard {
     pub fn new(allowed: Vec<IpNet>) -> Self {
         Self {
             allowed,
-            closed: networks(&ALWAYS_DENIED_V4)
+            denied: networks(&ALWAYS_DENIED_V4)
                 .chain(networks(&ALWAYS_DENIED_V6))
                 .chain(networks(&PRIVATE_V4))
                 .chain(networks(&PRIVATE_V6))
@@ -83,7 +83,7 @@ impl Guard {
         Ok(url)
     }
 
-    /// Connects to an address of `host` that webhooks may reach.
+    /// Connects to an address of `host` that webhooks may reach; with `is_plain`, without TLS.
     async fn connect(
         &self,
         host: &str,
@@ -121,7 +121,7 @@ impl Guard {
         is_exception || (!is_plain && self.is_public(address, own))
     }
 
-    /// Whether an address is neither in a closed network nor this machine's.
+    /// Whether an address is neither in a denied network nor this machine's.
     fn is_public(&self, address: IpAddr, own: &BTreeSet<IpAddr>) -> bool {
         // Of IPv6 only global unicast (2000::/3): outside of it are old and local forms that carry
         // IPv4, such as ::127.0.0.1 and 64:ff9b:1::/48.
@@ -131,7 +131,7 @@ impl Guard {
         };
         is_global
             && !own.contains(&address)
-            && !self.closed.iter().any(|network| network.contains(&address))
+            && !self.denied.iter().any(|network| network.contains(&address))
     }
 }
 

@@ -29,10 +29,12 @@ pub struct Webhooks {
 }
 
 impl Webhooks {
+    /// Creates a webhook, and returns the key of its signatures once.
+    ///
     /// # Errors
-    /// `validation_failed` naming the field; QuotaExceeded when the owner has too many.
+    /// `Validation`, naming the field; `QuotaExceeded` when the owner has too many.
     pub async fn create(&self, request: CreateWebhookRequest) -> Result<CreateWebhookReply, Error> {
-        let new = checked(&self.guard, request)?;
+        let new = validate(&self.guard, request)?;
         let key: [u8; KEY_LEN] = rand::random();
         let webhook = self.store.insert_webhook(new, &key).await?;
         Ok(CreateWebhookReply {
@@ -41,6 +43,8 @@ impl Webhooks {
         })
     }
 
+    /// Returns one page of an owner's webhooks.
+    ///
     /// # Errors
     /// When Postgres fails.
     pub async fn list(&self, request: ListWebhooksRequest) -> Result<ListWebhooksReply, Error> {
@@ -52,16 +56,20 @@ impl Webhooks {
         Ok(ListWebhooksReply { webhooks, total })
     }
 
+    /// Returns one webhook.
+    ///
     /// # Errors
-    /// NotFound when the owner has no such webhook.
+    /// `NotFound` when the owner has no such webhook.
     pub async fn get(&self, request: WebhookRequest) -> Result<Webhook, Error> {
         let WebhookRequest { owner, id } = request;
         let found = self.store.find_webhook(&owner, &id).await?;
         found.ok_or_else(|| Error::not_found("webhook"))
     }
 
+    /// Deletes a webhook, and its deliveries.
+    ///
     /// # Errors
-    /// NotFound when the owner has no such webhook.
+    /// `NotFound` when the owner has no such webhook.
     pub async fn delete(&self, request: WebhookRequest) -> Result<(), Error> {
         match self
             .store
@@ -73,8 +81,10 @@ impl Webhooks {
         }
     }
 
+    /// Returns one page of the deliveries of a webhook.
+    ///
     /// # Errors
-    /// NotFound when the owner has no such webhook.
+    /// `NotFound` when the owner has no such webhook.
     pub async fn deliveries(
         &self,
         request: ListDeliveriesRequest,
@@ -94,8 +104,10 @@ impl Webhooks {
         Ok(ListDeliveriesReply { deliveries, total })
     }
 
+    /// Makes a delivery due again, from its first attempt on.
+    ///
     /// # Errors
-    /// NotFound when the owner has no such webhook, or it has no such delivery.
+    /// `NotFound` when the owner has no such webhook, or it has no such delivery.
     pub async fn redeliver(&self, request: RedeliverRequest) -> Result<Delivery, Error> {
         let RedeliverRequest {
             owner,
@@ -110,7 +122,7 @@ impl Webhooks {
 }
 
 /// Checks the fields of a new webhook.
-fn checked(guard: &Guard, request: CreateWebhookRequest) -> Result<NewWebhook, Error> {
+fn validate(guard: &Guard, request: CreateWebhookRequest) -> Result<NewWebhook, Error> {
     let CreateWebhookRequest {
         owner,
         url,
@@ -127,10 +139,10 @@ fn checked(guard: &Guard, request: CreateWebhookRequest) -> Result<NewWebhook, E
     let parsed = guard
         .check(&url)
         .map_err(|rule| Error::value("url", rule, &url))?;
-    let is_too_long = |text: &String| {
+    let is_invalid = |text: &String| {
         text.chars().count() > MAX_WEBHOOK_DESCRIPTION || text.chars().any(char::is_control)
     };
-    if description.as_ref().is_some_and(is_too_long) {
+    if description.as_ref().is_some_and(is_invalid) {
         return Err(Error::new(
             ErrorCode::Validation,
             format!(
@@ -166,7 +178,7 @@ mod tests {
 
     #[test]
     fn kind_that_is_given_twice_is_stored_once() {
-        let new = checked(&Guard::new(Vec::new()), request("https://example.com")).unwrap();
+        let new = validate(&Guard::new(Vec::new()), request("https://example.com")).unwrap();
         assert_eq!(new.kinds, [EventKind::Created, EventKind::Running]);
         assert_eq!(new.url, "https://example.com/");
     }
@@ -176,7 +188,7 @@ mod tests {
         let guard = Guard::new(Vec::new());
         let long = format!("https://example.com/{}", "a".repeat(MAX_WEBHOOK_URL));
         for url in ["http://example.com", "https://10.0.0.1/", &long] {
-            let refused = checked(&guard, request(url)).map(|_| ()).unwrap_err();
+            let refused = validate(&guard, request(url)).map(|_| ()).unwrap_err();
             assert!(refused.message.starts_with("url: must "), "{refused:?}");
         }
         for description in ["a".repeat(MAX_WEBHOOK_DESCRIPTION + 1), "a\nb".to_owned()] {
@@ -184,7 +196,7 @@ mod tests {
                 description: Some(description),
                 ..request("https://example.com")
             };
-            let refused = checked(&guard, request).map(|_| ()).unwrap_err();
+            let refused = validate(&guard, request).map(|_| ()).unwrap_err();
             assert!(refused.message.starts_with("description: "), "{refused:?}");
         }
     }

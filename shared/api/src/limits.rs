@@ -64,14 +64,14 @@ pub struct UserRatesBody {
     pub other: Option<u64>,
 }
 
-/// Parses a quantity of which 0 means no limit.
-fn quantity<T>(field: &str, text: Option<String>, none: T) -> Result<Option<T>, Error>
+/// Parses a quantity. `0` is the value `no_limit`.
+fn parse_quantity<T>(field: &str, text: Option<String>, no_limit: T) -> Result<Option<T>, Error>
 where
     T: std::str::FromStr<Err = QuantityError>,
 {
     match text {
         None => Ok(None),
-        Some(text) if text.trim() == "0" => Ok(Some(none)),
+        Some(text) if text.trim() == "0" => Ok(Some(no_limit)),
         Some(text) => match text.parse() {
             Ok(quantity) => Ok(Some(quantity)),
             Err(error) => Err(Error::field(field, error)),
@@ -79,7 +79,8 @@ where
     }
 }
 
-fn within(field: &str, value: Option<u64>, max: u64) -> Result<Option<u64>, Error> {
+/// Refuses a number that is not from 1 to `max`.
+fn check_range(field: &str, value: Option<u64>, max: u64) -> Result<Option<u64>, Error> {
     match value {
         Some(value) if !(1..=max).contains(&value) => Err(Error::field(
             field,
@@ -96,15 +97,15 @@ impl TryFrom<UserLimitsBody> for UserLimits {
         let rates = body.rates.unwrap_or_default();
         Ok(Self {
             environments: body.environments,
-            cpu: quantity("limits.cpu", body.cpu, MilliCpu(0))?,
-            memory: quantity("limits.memory", body.memory, Bytes(0))?,
-            storage: quantity("limits.storage", body.storage, Bytes(0))?,
-            sessions: within("limits.sessions", body.sessions, MAX_SESSIONS)?,
+            cpu: parse_quantity("limits.cpu", body.cpu, MilliCpu(0))?,
+            memory: parse_quantity("limits.memory", body.memory, Bytes(0))?,
+            storage: parse_quantity("limits.storage", body.storage, Bytes(0))?,
+            sessions: check_range("limits.sessions", body.sessions, MAX_SESSIONS)?,
             rates: UserRates {
-                create: within("limits.rates.create", rates.create, MAX_RATE)?,
-                exec: within("limits.rates.exec", rates.exec, MAX_RATE)?,
-                files: within("limits.rates.files", rates.files, MAX_RATE)?,
-                other: within("limits.rates.other", rates.other, MAX_RATE)?,
+                create: check_range("limits.rates.create", rates.create, MAX_RATE)?,
+                exec: check_range("limits.rates.exec", rates.exec, MAX_RATE)?,
+                files: check_range("limits.rates.files", rates.files, MAX_RATE)?,
+                other: check_range("limits.rates.other", rates.other, MAX_RATE)?,
             },
         })
     }

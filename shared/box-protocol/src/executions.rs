@@ -26,6 +26,7 @@ use agentbox_contracts::executions::Execution;
 pub use journal::Journal;
 pub use kept_output::{OutputReader, OutputWriter, read_output};
 pub use record::is_id;
+pub(crate) use record::{cut, cut_command};
 
 use crate::regular_file;
 

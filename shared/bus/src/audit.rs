@@ -1,4 +1,4 @@
-//! Audit entries on their way to auth, and the published ends of the trail's chain.
+//! Audit entries on their way to auth, and the published heads of the trail's chain.
 //!
 //! * I1. An entry that JetStream has acknowledged is on its disk, and stays there until auth has
 //!   stored it in the trail. A full stream refuses entries; it drops none.
@@ -59,7 +59,7 @@ pub(crate) async fn publish(
     store(replies, subject, entry.id.as_str(), entry, deadline).await
 }
 
-/// Stores the present end of the chain.
+/// Stores the present head of the chain.
 pub(crate) async fn publish_head(
     replies: &Replies,
     head: &AuditHead,
@@ -127,7 +127,7 @@ impl AuditQueue {
         let mut reconnected = self.client.reconnected();
         let consumer = match self.consumer.take() {
             Some(consumer) => consumer,
-            None => open(&self.client).await?,
+            None => open_consumer(&self.client).await?,
         };
         let mut messages = consumer
             .batch()
@@ -137,8 +137,8 @@ impl AuditQueue {
             .await
             .map_err(BusError::nats(READING))?;
         self.consumer = Some(consumer);
-        let over = tokio::time::sleep(wait + PULL_GRACE);
-        tokio::pin!(over);
+        let overdue = tokio::time::sleep(wait + PULL_GRACE);
+        tokio::pin!(overdue);
         let mut queued = Vec::new();
         let mut newer: u64 = 0;
         while queued.len() < max {
@@ -146,7 +146,7 @@ impl AuditQueue {
                 message = messages.next() => message,
                 // The server has lost the pull.
                 _ = reconnected.changed() => break,
-                () = &mut over => break,
+                () = &mut overdue => break,
             };
             let Some(message) = message else { break };
             let message = message.map_err(BusError::nats(READING))?;
@@ -159,7 +159,9 @@ impl AuditQueue {
                     newer += 1;
                     acknowledge(&message, AckKind::Nak(Some(NEWER_RETRY_DELAY))).await;
                 }
-                Decoded::Malformed(reason) => refuse(&self.client, &message, reason).await,
+                Decoded::Malformed(reason) => {
+                    make_dead_letter(&self.client, &message, reason).await
+                }
             }
         }
         if newer > 0 {
@@ -192,7 +194,7 @@ async fn acknowledge(message: &Message, kind: AckKind) {
 }
 
 /// Makes a message a dead letter, and removes it from the stream.
-async fn refuse(client: &Client, message: &Message, reason: &'static str) {
+async fn make_dead_letter(client: &Client, message: &Message, reason: &'static str) {
     match dead_letter::store(client, message, reason).await {
         Ok(()) => {
             tracing::error!(subject = %message.subject, reason, "audit entry became a dead letter");
@@ -255,7 +257,7 @@ fn is_newer(subject: &str, payload: &[u8]) -> bool {
     is_of_subject && is_unknown
 }
 
-async fn open(client: &Client) -> Result<PullConsumer, BusError> {
+async fn open_consumer(client: &Client) -> Result<PullConsumer, BusError> {
     client
         .jetstream()
         .get_stream_no_info(AUDIT_STREAM)

@@ -452,7 +452,7 @@ impl Bus {
         audit::measure_lag(self.inner.client.clone(), shutdown).await;
     }
 
-    /// Publishes the end of the trail's chain.
+    /// Publishes the head of the trail's chain.
     ///
     /// # Errors
     /// When JetStream has not stored it within `deadline`.
@@ -464,7 +464,7 @@ impl Bus {
         audit::publish_head(&self.inner.replies, head, deadline).await
     }
 
-    /// The published ends of the chain that are still kept, oldest first.
+    /// The published heads of the chain that are still kept, oldest first.
     ///
     /// # Errors
     /// When JetStream cannot be reached.

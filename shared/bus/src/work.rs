@@ -234,8 +234,8 @@ impl WorkQueue {
             return Ok(());
         };
         let mut messages = messages.map_err(BusError::nats("pulling commands"))?;
-        let over = tokio::time::sleep(PULL_EXPIRES + PULL_GRACE);
-        tokio::pin!(over);
+        let overdue = tokio::time::sleep(PULL_EXPIRES + PULL_GRACE);
+        tokio::pin!(overdue);
         while let Some(slot) = free.pop() {
             let message = tokio::select! {
                 biased;
@@ -243,7 +243,7 @@ impl WorkQueue {
                 message = messages.next() => message,
                 // The server has lost the pull.
                 _ = reconnected.changed() => return Ok(()),
-                () = &mut over => return Ok(()),
+                () = &mut overdue => return Ok(()),
             };
             let Some(message) = message else {
                 return Ok(());

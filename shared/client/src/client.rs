@@ -84,7 +84,7 @@ impl Client {
     /// # Errors
     /// As [`Client::login`].
     pub async fn get(&self, id: &EnvironmentId) -> Result<EnvironmentBody, Error> {
-        read(send(self.request(Method::GET, &environment(id))).await?).await
+        read(send(self.request(Method::GET, &environment_path(id))).await?).await
     }
 
     /// # Errors
@@ -100,7 +100,8 @@ impl Client {
         id: &EnvironmentId,
         body: &PatchEnvironment,
     ) -> Result<EnvironmentBody, Error> {
-        read(send(self.request(Method::PATCH, &environment(id)).json(body)).await?).await
+        let request = self.request(Method::PATCH, &environment_path(id));
+        read(send(request.json(body)).await?).await
     }
 
     /// Returns when the deletion is accepted, not when the box is gone.
@@ -108,7 +109,7 @@ impl Client {
     /// # Errors
     /// As [`Client::login`].
     pub async fn delete(&self, id: &EnvironmentId, force: bool) -> Result<(), Error> {
-        let request = self.request(Method::DELETE, &environment(id));
+        let request = self.request(Method::DELETE, &environment_path(id));
         send(request.query(&DeleteQuery { force })).await?;
         Ok(())
     }
@@ -118,8 +119,8 @@ impl Client {
     /// # Errors
     /// As [`Client::login`], before the stream begins.
     pub async fn events(&self, id: &EnvironmentId) -> Result<EventStream, Error> {
-        let path = format!("{}/events", environment(id));
-        let request = self.stream(&path).query(&[("follow", "true")]);
+        let path = format!("{}/events", environment_path(id));
+        let request = self.stream_request(&path).query(&[("follow", "true")]);
         Ok(EventStream(open(request).await?))
     }
 
@@ -167,7 +168,7 @@ impl Client {
     /// # Errors
     /// As [`Client::login`]. A failed command is a reply, not an error.
     pub async fn exec(&self, id: &EnvironmentId, body: &ExecBody) -> Result<ExecReply, Error> {
-        let path = format!("{}/exec", environment(id));
+        let path = format!("{}/exec", environment_path(id));
         let timeout = body.timeout.duration().unwrap_or_default();
         let within = timeout.saturating_add(EXEC_GRACE);
         let request = self.request(Method::POST, &path).timeout(within);
@@ -183,7 +184,7 @@ impl Client {
         id: &EnvironmentId,
         body: &StartExecution,
     ) -> Result<ExecutionBody, Error> {
-        let request = self.request(Method::POST, &executions(id));
+        let request = self.request(Method::POST, &executions_path(id));
         read(send(request.json(body)).await?).await
     }
 
@@ -196,8 +197,8 @@ impl Client {
         id: &EnvironmentId,
         execution: &str,
     ) -> Result<ExecutionOutput, Error> {
-        let path = format!("{}/{execution}/output", executions(id));
-        let request = self.stream(&path).query(&[("follow", "true")]);
+        let path = format!("{}/{execution}/output", executions_path(id));
+        let request = self.stream_request(&path).query(&[("follow", "true")]);
         Ok(ExecutionOutput(open(request).await?))
     }
 
@@ -206,7 +207,7 @@ impl Client {
     /// # Errors
     /// As [`Client::login`].
     pub async fn logs(&self, id: &EnvironmentId, tail: Option<u64>) -> Result<LogsReply, Error> {
-        let request = self.request(Method::GET, &logs(id));
+        let request = self.request(Method::GET, &logs_path(id));
         read(send(request.query(&tail_query(tail))).await?).await
     }
 
@@ -215,7 +216,9 @@ impl Client {
     /// # Errors
     /// As [`Client::login`], before the stream begins.
     pub async fn follow(&self, id: &EnvironmentId, tail: Option<u64>) -> Result<LogStream, Error> {
-        let request = self.stream(&logs(id)).query(&[("follow", "true")]);
+        let request = self
+            .stream_request(&logs_path(id))
+            .query(&[("follow", "true")]);
         Ok(LogStream(open(request.query(&tail_query(tail))).await?))
     }
 
@@ -228,8 +231,8 @@ impl Client {
         id: &EnvironmentId,
         query: &[(&str, &str)],
     ) -> Result<AttachSession, Error> {
-        let path = format!("{}/attach", environment(id));
-        let request = self.stream(&path).query(query).build()?;
+        let path = format!("{}/attach", environment_path(id));
+        let request = self.stream_request(&path).query(query).build()?;
         AttachSession::connect(request.url().as_str(), self.token.as_deref()).await
     }
 
@@ -239,7 +242,7 @@ impl Client {
     }
 
     /// A request whose response may be endless; see [`open`].
-    fn stream(&self, path: &str) -> RequestBuilder {
+    fn stream_request(&self, path: &str) -> RequestBuilder {
         self.request_without_timeout(Method::GET, path)
     }
 
@@ -254,16 +257,16 @@ impl Client {
     }
 }
 
-pub(crate) fn environment(id: &EnvironmentId) -> String {
+pub(crate) fn environment_path(id: &EnvironmentId) -> String {
     format!("/environments/{id}")
 }
 
-fn logs(id: &EnvironmentId) -> String {
-    format!("{}/logs", environment(id))
+fn logs_path(id: &EnvironmentId) -> String {
+    format!("{}/logs", environment_path(id))
 }
 
-fn executions(id: &EnvironmentId) -> String {
-    format!("{}/executions", environment(id))
+fn executions_path(id: &EnvironmentId) -> String {
+    format!("{}/executions", environment_path(id))
 }
 
 fn tail_query(tail: Option<u64>) -> Vec<(&'static str, u64)> {

@@ -9,7 +9,7 @@ use futures::TryStream;
 use reqwest::{Body, Method, Response, header};
 use tokio::time::timeout;
 
-use crate::client::{environment, send, with_timeout};
+use crate::client::{environment_path, send, with_timeout};
 use crate::{Client, Error};
 
 /// The deadline of a whole upload.
@@ -33,7 +33,7 @@ impl Client {
         S: TryStream<Ok = Bytes, Error = io::Error> + Send + 'static,
     {
         let request = self
-            .request_without_timeout(Method::PUT, &content_of(id))
+            .request_without_timeout(Method::PUT, &content_path(id))
             .timeout(UPLOAD_TIMEOUT)
             .query(&[("path", path)])
             .header(header::CONTENT_LENGTH, length)
@@ -53,7 +53,7 @@ impl Client {
         accept: &str,
     ) -> Result<Download, Error> {
         let request = self
-            .request_without_timeout(Method::GET, &content_of(id))
+            .request_without_timeout(Method::GET, &content_path(id))
             .query(&[("path", path)])
             .header(header::ACCEPT, accept);
         let response = with_timeout("a download", send(request)).await??;
@@ -61,8 +61,8 @@ impl Client {
     }
 }
 
-fn content_of(id: &EnvironmentId) -> String {
-    format!("{}/files/content", environment(id))
+fn content_path(id: &EnvironmentId) -> String {
+    format!("{}/files/content", environment_path(id))
 }
 
 /// The content of a file or an archive. Dropping it ends the transfer.

@@ -147,7 +147,7 @@ impl<T> ClusterSpec<T> {
     /// # Errors
     /// When the driver's configuration is invalid on this machine.
     pub fn runtime(&self) -> Result<Arc<dyn Runtime>, ClustersError> {
-        Ok(match self.connect()? {
+        Ok(match self.driver()? {
             Driver::Containerd(driver) => Arc::new(driver),
             Driver::Kubernetes(driver) => Arc::new(driver),
         })
@@ -158,14 +158,15 @@ impl<T> ClusterSpec<T> {
     /// # Errors
     /// When the driver's configuration is invalid on this machine.
     pub fn connector(&self) -> Result<Arc<dyn BoxConnector>, ClustersError> {
-        Ok(match self.connect()? {
+        Ok(match self.driver()? {
             Driver::Containerd(driver) => Arc::new(driver),
             Driver::Kubernetes(driver) => Arc::new(driver),
         })
     }
 
-    fn connect(&self) -> Result<Driver, ClustersError> {
-        let connected = match &self.driver {
+    /// Constructs the driver, with the cluster's labels beside its own.
+    fn driver(&self) -> Result<Driver, ClustersError> {
+        let constructed = match &self.driver {
             DriverSpec::Containerd { containerd } => {
                 let mut config = (**containerd).clone();
                 add_labels(&mut config.labels, &self.labels);
@@ -181,7 +182,7 @@ impl<T> ClusterSpec<T> {
                     .map_err(ConnectError::from)
             }
         };
-        connected.map_err(|source| ClustersError::Driver {
+        constructed.map_err(|source| ClustersError::Driver {
             cluster: self.name.clone(),
             source,
         })

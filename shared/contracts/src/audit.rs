@@ -331,7 +331,7 @@ impl AuditEntry {
     }
 }
 
-/// The published end of the chain. A trail that lacks it has lost its newest entries.
+/// The published head of the chain. A trail that lacks it has lost its newest entries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditHead {
     /// The number of the newest entry.

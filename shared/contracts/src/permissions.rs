@@ -117,7 +117,8 @@ impl Permissions {
         self.publish([format!("$JS.ACK.{stream}.>")])
     }
 
-    /// The requests to a service, discovery, and one reply to each request.
+    /// The requests to a service, discovery, and one reply to each request. `rpc` is the token of the
+    /// service in the subjects of its requests.
     fn serve(self, service: &str, rpc: &str) -> Self {
         let mut permissions = self
             .publish([confirmation(service)])

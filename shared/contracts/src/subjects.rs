@@ -14,13 +14,13 @@ pub const PREFIX: &str = "abx.v1";
 pub const COMMANDS_STREAM: &str = "ABX_COMMANDS";
 /// Environment events, kept for 7 days.
 pub const EVENTS_STREAM: &str = "ABX_EVENTS";
-/// Commands that could not be processed.
+/// Commands that could not be processed, and malformed audit entries.
 pub const DEAD_LETTERS_STREAM: &str = "ABX_DEAD_LETTERS";
 /// Rate-limit counters, in memory.
 pub const LIMITS_STREAM: &str = "ABX_LIMITS";
 /// Audit entries that auth has yet to chain.
 pub const AUDIT_STREAM: &str = "ABX_AUDIT";
-/// The published ends of the audit trail's chain, kept longer than the trail by default.
+/// The published heads of the audit trail's chain, kept longer than the trail by default.
 pub const AUDIT_HEADS_STREAM: &str = "ABX_AUDIT_HEADS";
 /// Key-value bucket: environment id to [`crate::environment::Route`].
 pub const ROUTES_BUCKET: &str = "abx_routes";
@@ -119,7 +119,7 @@ pub fn service_audit(service: &str) -> String {
 
 pub const ALL_AUDIT: &str = "abx.v1.audit.>";
 
-/// The end of the audit trail's chain, once an hour.
+/// The head of the audit trail's chain, once an hour.
 pub const AUDIT_HEAD: &str = "abx.v1.evt.audit.head";
 
 /// `abx.v1.dlq.<rest>`: the dead letter of a message on `abx.v1.<rest>`.

@@ -19,6 +19,7 @@ use crate::sql::{seconds, statement};
 
 /// How long a lease lasts without being renewed.
 pub const LEASE: Duration = Duration::from_secs(4);
+/// How often a lease is renewed, or tried to be taken. Each attempt must be answered within it.
 const RENEW_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Creates the table; for a migration of the service.
@@ -83,7 +84,7 @@ impl Leases {
         Fut: Future<Output = ()>,
     {
         while !shutdown.is_cancelled() {
-            if self.is_held(name).await {
+            if self.acquire_or_renew(name).await {
                 tracing::debug!(lease = name, "lease acquired");
                 let held = shutdown.child_token();
                 let working = work(held.clone());
@@ -92,7 +93,7 @@ impl Leases {
                         tokio::select! {
                             () = held.cancelled() => {}
                             () = tokio::time::sleep(RENEW_INTERVAL) => {
-                                if !self.is_held(name).await {
+                                if !self.acquire_or_renew(name).await {
                                     tracing::info!(lease = name, "lease lost");
                                     held.cancel();
                                 }
@@ -120,9 +121,9 @@ impl Leases {
         }
     }
 
-    /// Whether this replica holds the lease for the next [`LEASE`]; false when the database
+    /// Takes or renews the lease for [`LEASE`]. False: another replica holds it, or the database
     /// does not answer in time.
-    async fn is_held(&self, name: &str) -> bool {
+    async fn acquire_or_renew(&self, name: &str) -> bool {
         match tokio::time::timeout(RENEW_INTERVAL, self.acquire(name, LEASE)).await {
             Ok(Ok(acquired)) => acquired,
             Ok(Err(error)) => {

@@ -44,7 +44,7 @@ pub enum Purpose {
     SigningKey,
     /// The variables of an environment.
     Variables,
-    /// A login at a registry.
+    /// The credential of a user at a registry.
     RegistryCredential,
     /// The body of a request with an idempotency key.
     RequestBody,

@@ -264,8 +264,8 @@ impl StateStore {
         }
     }
 
-    /// The lock of the one replica that measures storage and restores firewall rules; `None` for
-    /// the others.
+    /// The lock of the one replica that does this machine's periodic work ([`crate::maintenance`]);
+    /// `None` for the others.
     pub fn try_lead(&self) -> Result<Option<BoxLock>, StateError> {
         try_lock(&self.root.join("locks").join("watch"))
     }

@@ -186,20 +186,8 @@ impl Context {
                 .wait_until_ready(id, &container.id, &network, lock, state)
                 .await;
         }
-        // Also if it gets no disk now: its storage would not be measured.
-        self.discard_disk(id).await?;
-        if !objects.sandboxes.is_empty() || state.network.is_some() {
-            self.remove_from_network(id, state.network.as_ref(), objects)
-                .await?;
-            state.network = None;
-        }
-        let image = self.image_config(&spec.image).await?;
-        if let Some(problem) = self.image_problem(spec, &image).await? {
-            return Err(EnsureError::Failed(Failure {
-                reason: FailureReason::ImageInvalid,
-                message: start_failure::cannot_run(&spec.image, &problem),
-            }));
-        }
+        self.remove_earlier_start(id, objects, state).await?;
+        let image = self.usable_image(spec).await?;
         // Nothing is open for a box that waits for its claim, and no box is opened for it.
         let (policy, owner_of_box) = match spec.warm {
             true => (NetworkPolicy::default(), None),
@@ -304,6 +292,35 @@ impl Context {
             .await?;
         stage_completed(Stage::Started, begun.elapsed());
         Ok(())
+    }
+
+    /// Removes what an interrupted start has left.
+    async fn remove_earlier_start(
+        &self,
+        id: &EnvironmentId,
+        objects: &Objects,
+        state: &mut BoxState,
+    ) -> Result<(), EnsureError> {
+        // Also if it gets no disk now: its storage would not be measured.
+        self.discard_disk(id).await?;
+        if !objects.sandboxes.is_empty() || state.network.is_some() {
+            self.remove_from_network(id, state.network.as_ref(), objects)
+                .await?;
+            state.network = None;
+        }
+        Ok(())
+    }
+
+    /// The configuration of the image, with which the box can run.
+    async fn usable_image(&self, spec: &BoxSpec) -> Result<ImageConfig, EnsureError> {
+        let image = self.image_config(&spec.image).await?;
+        if let Some(problem) = self.image_problem(spec, &image).await? {
+            return Err(EnsureError::Failed(Failure {
+                reason: FailureReason::ImageInvalid,
+                message: start_failure::cannot_run(&spec.image, &problem),
+            }));
+        }
+        Ok(image)
     }
 
     /// The reason that the box can never run with this image.

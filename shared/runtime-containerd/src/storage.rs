@@ -119,7 +119,7 @@ impl Context {
             .map_err(|error| io_failure("read mounts", &error))?;
         let now = Instant::now();
         let wait_until = tokio::time::Instant::now() + MAX_WAIT;
-        let running = self.keep_reserve(running, &mounts).await;
+        let running = self.enforce_reserve(running, &mounts).await;
         for (id, (container, limit)) in running {
             let Some(paths) = OverlayPaths::find(&mounts, &container) else {
                 continue;
@@ -131,17 +131,7 @@ impl Context {
             let mut measurement = match usage.unfinished.remove(&id) {
                 Some(begun) => begun,
                 None if limit == 0 || !is_due(last, limit, free, now) => continue,
-                None => {
-                    let (deployment, box_id) = (self.config.deployment.clone(), id.clone());
-                    let used = tokio::task::spawn_blocking(move || {
-                        let written = measure::written(&paths.upper, limit)?;
-                        let processes = cgroup::processes(&deployment, &box_id);
-                        let held =
-                            measure::deleted_but_open(&[&paths.root, &paths.upper], &processes)?;
-                        Ok::<u64, MeasureError>(written.saturating_add(held))
-                    });
-                    Measurement { free, used }
-                }
+                None => self.begin_measurement(&id, paths, limit, free),
             };
             // Past this instant, a finished measurement is still returned.
             let waited = tokio::time::timeout_at(wait_until, &mut measurement.used).await;
@@ -190,6 +180,24 @@ impl Context {
         }
         Ok(())
     }
+
+    /// Begins to measure a box, whose file system has `free` bytes, on a thread of its own.
+    fn begin_measurement(
+        &self,
+        id: &EnvironmentId,
+        paths: OverlayPaths,
+        limit: u64,
+        free: u64,
+    ) -> Measurement {
+        let (deployment, box_id) = (self.config.deployment.clone(), id.clone());
+        let used = tokio::task::spawn_blocking(move || {
+            let written = measure::written(&paths.upper, limit)?;
+            let processes = cgroup::processes(&deployment, &box_id);
+            let held = measure::deleted_but_open(&[&paths.root, &paths.upper], &processes)?;
+            Ok::<u64, MeasureError>(written.saturating_add(held))
+        });
+        Measurement { free, used }
+    }
 }
 
 /// The box that uses most of the machine's disk.
@@ -200,7 +208,7 @@ fn largest(disks: impl Iterator<Item = (EnvironmentId, u64)>) -> Option<(Environ
 impl Context {
     /// Evicts the box whose disk uses most if the machine's disk has less free space than the reserve.
     /// Returns the boxes without a disk.
-    async fn keep_reserve(
+    async fn enforce_reserve(
         &self,
         running: BTreeMap<EnvironmentId, (String, u64)>,
         mounts: &str,

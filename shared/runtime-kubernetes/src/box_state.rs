@@ -66,6 +66,7 @@ pub struct BoxState {
     pub is_removed: bool,
     /// Since when the namespace is being deleted.
     pub deleted_at: Option<DateTime<Utc>>,
+    /// The version of the namespace that this state was read from (I1).
     version: String,
 }
 
@@ -185,6 +186,7 @@ impl StateChange {
     }
 }
 
+/// The reasons as the annotation has them.
 const NAMES: [(FailureReason, &str); 5] = [
     (FailureReason::ImagePull, "IMAGE_PULL"),
     (FailureReason::ImageInvalid, "IMAGE_INVALID"),

@@ -184,7 +184,7 @@ impl Context {
             self.cluster.system_services(),
         )?;
         let owner = (!spec.warm).then_some(&spec.owner);
-        let manifests = (
+        let (policy, quota, account, secret, service, endpoint) = (
             objects::network_policy(config, id, owner, policy, &nodes),
             objects::quota(config, id),
             objects::service_account(config, id),
@@ -193,12 +193,12 @@ impl Context {
             objects::endpoint(config, id),
         );
         tokio::try_join!(
-            self.cluster.apply(&policies, &manifests.0),
-            self.cluster.apply(&quotas, &manifests.1),
-            self.cluster.apply(&accounts, &manifests.2),
-            self.cluster.apply(&secrets, &manifests.3),
-            self.cluster.apply(&services, &manifests.4),
-            self.cluster.apply(&endpoints, &manifests.5),
+            self.cluster.apply(&policies, &policy),
+            self.cluster.apply(&quotas, &quota),
+            self.cluster.apply(&accounts, &account),
+            self.cluster.apply(&secrets, &secret),
+            self.cluster.apply(&services, &service),
+            self.cluster.apply(&endpoints, &endpoint),
         )?;
         for name in &config.shared_pull_secrets {
             self.copy_shared_pull_secret(id, &secrets, name).await?;

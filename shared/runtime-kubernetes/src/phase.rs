@@ -133,6 +133,7 @@ fn gone(observation: &Observation<'_>) -> BoxPhase {
     }
 }
 
+/// The phase of a box whose node has not been ready for too long.
 fn lost(observation: &Observation<'_>) -> BoxPhase {
     BoxPhase::Exited {
         exit_code: KILLED,
@@ -163,12 +164,15 @@ fn disruption(status: &PodStatus) -> Option<(ExitReason, String)> {
     })
 }
 
+/// The condition of this kind, if it is true. Of `PodScheduled` the false one counts too: its message is
+/// why no node takes the Pod.
 fn condition<'a>(status: &'a PodStatus, kind: &str) -> Option<&'a PodCondition> {
     let conditions = status.conditions.as_deref().unwrap_or_default();
     let found = conditions.iter().find(|condition| condition.type_ == kind);
     found.filter(|condition| kind == "PodScheduled" || condition.status == "True")
 }
 
+/// The phase of a box whose main container has ended.
 fn terminated(
     observation: &Observation<'_>,
     status: &PodStatus,
@@ -343,6 +347,7 @@ fn containers_waiting(status: &PodStatus) -> impl Iterator<Item = (&str, &str, &
     })
 }
 
+/// The phase of a box whose main container has not started yet.
 fn waiting(observation: &Observation<'_>, pod: &Pod, status: &PodStatus) -> BoxPhase {
     if let Some(blocked) = blocked(pod) {
         let since = observation.state.blocked.as_ref();

@@ -115,7 +115,7 @@ impl Repairer {
                 self.policies.clear();
                 self.is_unchecked = false;
             }
-            Ok(Event::InitApply(policy)) => self.know(&policy),
+            Ok(Event::InitApply(policy)) => self.record_policy(&policy),
             Ok(Event::InitDone) => {
                 self.is_unchecked = true;
                 self.compare_nodes();
@@ -127,7 +127,7 @@ impl Repairer {
                 }
             }
             Ok(Event::Apply(policy)) => {
-                self.know(&policy);
+                self.record_policy(&policy);
                 self.compare_nodes();
             }
             Err(error) => tracing::info!(
@@ -137,7 +137,8 @@ impl Repairer {
         }
     }
 
-    fn know(&mut self, policy: &PolicyMetadata) {
+    /// Notes that a policy exists, and which addresses it excludes.
+    fn record_policy(&mut self, policy: &PolicyMetadata) {
         if let Some(id) = labels::id_of(policy.metadata.labels.as_ref()) {
             let excluded = objects::excluded_nodes(policy.metadata.annotations.as_ref());
             self.policies.insert(id, excluded.to_owned());

@@ -8,6 +8,7 @@
 //! * I2. Each wait has a deadline; none is a fixed pause.
 
 pub mod accounts;
+pub mod boxd;
 pub mod claims;
 pub mod ending;
 pub mod executions;
@@ -18,7 +19,6 @@ pub mod life;
 pub mod limits;
 pub mod network;
 pub mod ports;
-pub mod session;
 pub mod start;
 mod suite;
 
@@ -196,6 +196,7 @@ impl<D: Runtime + BoxConnector> Subject<D> {
             let warm = self.ensure_until_started(&self.warm_spec(spec)).await?;
             if let BoxPhase::Running { address, .. } = warm.phase {
                 let claimed = self.second.claim(spec, 1, address).await;
+                // Such a driver refuses some claims, and the next `ensure` makes the box without one.
                 let is_left_to_ensure = self.differences.matches_network_policy
                     && matches!(claimed, Err(RuntimeError::NotClaimable(_)));
                 if !is_left_to_ensure {

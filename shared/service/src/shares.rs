@@ -38,8 +38,8 @@ impl<K: Clone + Eq + Hash> Shares<K> {
         Self::with_fairness(per_holder, total, false)
     }
 
-    /// As [`Self::new`], and a holder gets at most as much as it leaves. So a holder without a share
-    /// finds some of the resource, whatever the others do.
+    /// As [`Self::new`], and what a holder has never exceeds what is free after it has taken it. So a
+    /// holder without a share finds some of the resource, whatever the others do.
     pub fn fair(per_holder: u64, total: u64) -> Self {
         Self::with_fairness(per_holder, total, true)
     }
@@ -59,14 +59,14 @@ impl<K: Clone + Eq + Hash> Shares<K> {
     /// # Errors
     /// When a bound would be exceeded.
     pub fn take(&self, holder: &K, amount: u64) -> Result<Share<K>, Exceeded> {
-        self.take_up_to(holder, amount, self.0.per_holder)
+        self.take_within(holder, amount, self.0.per_holder)
     }
 
-    /// As [`Self::take`], with a bound of this holder's own.
+    /// As [`Self::take`], with `per_holder` as the bound of this holder.
     ///
     /// # Errors
     /// When a bound would be exceeded.
-    pub fn take_up_to(
+    pub fn take_within(
         &self,
         holder: &K,
         amount: u64,
@@ -155,10 +155,10 @@ mod tests {
     #[test]
     fn bound_of_one_holder_replaces_that_of_all() {
         let shares = Shares::new(2, 10);
-        let mut more = shares.take_up_to(&'a', 3, 3).unwrap();
+        let mut more = shares.take_within(&'a', 3, 3).unwrap();
         assert_eq!(more.grow(1), Err(Exceeded::PerHolder));
         assert_eq!(
-            shares.take_up_to(&'b', 2, 1).err(),
+            shares.take_within(&'b', 2, 1).err(),
             Some(Exceeded::PerHolder)
         );
         assert!(shares.take(&'b', 2).is_ok());

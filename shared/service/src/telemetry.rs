@@ -2,13 +2,13 @@
 //! `OTEL_EXPORTER_OTLP_ENDPOINT`) name a collector. Without one, trace ids are still created,
 //! so that logs and responses contain them.
 //!
-//! * [`environment`]: reads the variables.
+//! * [`otel_variables`]: reads the variables.
 //! * [`export`]: the queue to the collector.
 //! * [`relayed`]: spans exported on behalf of a program without a collector.
 //! * [`statements`]: the durations of statements to Postgres, from their spans.
 
-mod environment;
 mod export;
+mod otel_variables;
 mod relayed;
 mod statements;
 
@@ -33,8 +33,8 @@ use tracing_subscriber::{EnvFilter, Layer};
 use crate::config::CommonConfig;
 use crate::log_format::JsonLines;
 use crate::metrics;
-use environment::{Environment, Protocol};
 use export::Queue;
+use otel_variables::{OtelVariables, Protocol};
 pub use relayed::RelayedSpans;
 use statements::{StatementDurations, only_statements};
 
@@ -69,8 +69,8 @@ pub(crate) struct Exports {
     relayed: Arc<Mutex<Vec<Arc<Queue>>>>,
 }
 
-fn environment() -> Environment<impl Fn(&str) -> Option<String>> {
-    Environment(|name: &str| std::env::var(name).ok())
+fn otel_variables() -> OtelVariables<impl Fn(&str) -> Option<String>> {
+    OtelVariables(|name: &str| std::env::var(name).ok())
 }
 
 fn queue(protocol: Protocol) -> Result<Queue, anyhow::Error> {
@@ -80,11 +80,11 @@ fn queue(protocol: Protocol) -> Result<Queue, anyhow::Error> {
         Protocol::HttpProtobuf => builder.with_http().build(),
     }
     .context("cannot set up the OTLP exporter")?;
-    Ok(Queue::new(exporter, environment().queue_size()))
+    Ok(Queue::new(exporter, otel_variables().queue_size()))
 }
 
 fn resource(service: &str, instance: &InstanceId, replica: &str) -> Resource {
-    environment().resource(
+    otel_variables().resource(
         &format!("agentbox-{service}"),
         vec![
             KeyValue::new("service.namespace", "agentbox"),
@@ -105,7 +105,7 @@ pub(crate) fn start(
     global::set_text_map_propagator(TraceContextPropagator::new());
 
     let exports = Exports {
-        protocol: environment().protocol()?,
+        protocol: otel_variables().protocol()?,
         ..Exports::default()
     };
     let mut provider =
@@ -162,7 +162,7 @@ impl Exports {
             return Ok(RelayedSpans::default());
         };
         let mut queue = queue(protocol)?;
-        queue.set_resource(&environment().relayed_resource(
+        queue.set_resource(&otel_variables().relayed_resource(
             &format!("agentbox-{program}"),
             vec![KeyValue::new("service.namespace", "agentbox")],
         ));

@@ -68,7 +68,7 @@ impl Components {
 impl Plan {
     /// The number of clusters on which boxes run.
     #[must_use]
-    pub fn clusters(&self) -> usize {
+    pub fn cluster_count(&self) -> usize {
         self.components.clusters().len() + usize::from(self.existing.is_some())
     }
 }

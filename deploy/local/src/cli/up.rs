@@ -125,7 +125,7 @@ pub(super) async fn run(layout: &Layout, options: Options) -> anyhow::Result<()>
         }
     }
     let existing = options.existing()?;
-    check(layout, &options).await?;
+    check_requirements(layout, &options).await?;
     down::remove_stale(layout).await;
     prepare_directory(layout, &options, existing)?;
     let mut supervisor = start(layout)?;
@@ -134,7 +134,7 @@ pub(super) async fn run(layout: &Layout, options: Options) -> anyhow::Result<()>
 }
 
 /// Checks the requirements first, because these errors are clearer than those of the start.
-async fn check(layout: &Layout, options: &Options) -> anyhow::Result<()> {
+async fn check_requirements(layout: &Layout, options: &Options) -> anyhow::Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("boxes need root (namespaces, mounts, a bridge): run `sudo make up`");
     }
@@ -163,6 +163,7 @@ async fn check(layout: &Layout, options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Makes the directory of the instance, and writes the plan of what the supervisor runs there.
 fn prepare_directory(
     layout: &Layout,
     options: &Options,

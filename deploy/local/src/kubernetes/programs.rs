@@ -29,6 +29,7 @@ pub(crate) struct ProgramSpecs<'a> {
     pub(crate) files: &'a Files,
     pub(crate) addresses: &'a ClusterAddresses,
     pub(crate) layout: &'a Layout,
+    /// The pid of the process that holds the node's namespaces ([`node`]).
     pub(crate) holder: u32,
 }
 
@@ -124,7 +125,7 @@ impl ProgramSpecs<'_> {
             ),
             flag("audit-policy-file", &self.files.at("audit.json")),
             flag("audit-log-path", &self.files.at("audit.log")),
-            // The process is killed; see below.
+            // The process is killed instead of stopped: see `stop_signal`.
             "--shutdown-delay-duration=0s".to_owned(),
         ];
         let mut spec = self.program("kube-apiserver", "kubernetes", flags);

@@ -52,7 +52,7 @@ impl SupervisedCluster {
                 };
                 Ok(Self {
                     kind,
-                    name: kind.cluster_name(plan.clusters()),
+                    name: kind.cluster_name(plan.cluster_count()),
                     paths,
                     slot,
                     processes: ClusterProcesses::new(state_file),

@@ -9,7 +9,9 @@ use agentbox_contracts::ids::ExecId;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use crate::exec::{command_line, total_size, user, variables, working_dir};
+use crate::exec::{
+    check_command_line, check_total_size, check_user, check_variables, check_working_dir,
+};
 use crate::executions::parse_position;
 
 const MAX_SIDE: u16 = 4096;
@@ -111,7 +113,7 @@ impl IntoParams for Parameters {
     }
 }
 
-fn flag(name: &str, value: &str) -> Result<bool, Error> {
+fn parse_flag(name: &str, value: &str) -> Result<bool, Error> {
     match value {
         "true" => Ok(true),
         "false" => Ok(false),
@@ -119,7 +121,7 @@ fn flag(name: &str, value: &str) -> Result<bool, Error> {
     }
 }
 
-fn side(name: &str, value: &str) -> Result<u16, Error> {
+fn parse_side(name: &str, value: &str) -> Result<u16, Error> {
     match value.parse() {
         Ok(side @ 1..=MAX_SIDE) => Ok(side),
         _ => Err(Error::value(
@@ -131,7 +133,7 @@ fn side(name: &str, value: &str) -> Result<u16, Error> {
 }
 
 /// Splits `NAME=value`.
-fn variable(text: &str) -> Result<(String, String), Error> {
+fn parse_variable(text: &str) -> Result<(String, String), Error> {
     match text.split_once('=') {
         Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
         None => Err(Error::value("env", "must be NAME=value", text)),
@@ -144,12 +146,14 @@ fn variable(text: &str) -> Result<(String, String), Error> {
 /// When a side is not 1 to [`MAX_SIDE`].
 pub(crate) fn size(cols: u16, rows: u16) -> Result<TerminalSize, Error> {
     Ok(TerminalSize {
-        cols: side("cols", &cols.to_string())?,
-        rows: side("rows", &rows.to_string())?,
+        cols: parse_side("cols", &cols.to_string())?,
+        rows: parse_side("rows", &rows.to_string())?,
     })
 }
 
 impl Parameters {
+    /// Reads and validates the query.
+    ///
     /// # Errors
     /// [`agentbox_contracts::error::ErrorCode::Validation`], naming the parameter.
     pub(super) fn read(query: &str) -> Result<Self, Error> {
@@ -161,7 +165,7 @@ impl Parameters {
             match name.as_ref() {
                 "command" => start.command.push(value.into_owned()),
                 "env" => {
-                    let (name, value) = variable(&value)?;
+                    let (name, value) = parse_variable(&value)?;
                     if start.env.insert(name.clone(), value).is_some() {
                         return Err(Error::field(
                             &format!("env.{}", shortened(&name)),
@@ -170,20 +174,20 @@ impl Parameters {
                     }
                 }
                 "working_dir" => {
-                    working_dir(&value)?;
+                    check_working_dir(&value)?;
                     start.working_dir = Some(value.into_owned());
                 }
                 "user" => {
-                    user(&value)?;
+                    check_user(&value)?;
                     start.user = Some(value.into_owned());
                 }
-                "tty" => tty = flag("tty", &value)?,
-                "cols" => cols = side("cols", &value)?,
-                "rows" => rows = side("rows", &value)?,
-                "binary" => binary = flag("binary", &value)?,
-                "session_id" => session = Some(session_id(&value)?),
+                "tty" => tty = parse_flag("tty", &value)?,
+                "cols" => cols = parse_side("cols", &value)?,
+                "rows" => rows = parse_side("rows", &value)?,
+                "binary" => binary = parse_flag("binary", &value)?,
+                "session_id" => session = Some(parse_session_id(&value)?),
                 "from" => from = Some(parse_position("from", &value)?),
-                // The credentials include the ticket.
+                // It was read with the credentials.
                 "ticket" => {}
                 other => {
                     return Err(Error::field(
@@ -219,9 +223,9 @@ impl Parameters {
                 ));
             }
             None => {
-                command_line("command", &start.command)?;
-                variables(&start.env)?;
-                total_size(&start.command, &start.env)?;
+                check_command_line("command", &start.command)?;
+                check_variables(&start.env)?;
+                check_total_size(&start.command, &start.env)?;
                 start.tty = tty.then_some(size);
                 Target::Start(start)
             }
@@ -230,8 +234,8 @@ impl Parameters {
     }
 }
 
-/// Text that is not an id names no session.
-fn session_id(text: &str) -> Result<ExecId, Error> {
+/// Parses the id of a session. Text that is not an id names none.
+fn parse_session_id(text: &str) -> Result<ExecId, Error> {
     text.parse().map_err(|_| {
         Error::value(
             "session_id",

@@ -43,8 +43,8 @@ pub(super) struct ClientStream {
     activity: Arc<Activity>,
     write_timeout: Duration,
     /// The first bytes that were read, and their number.
-    begin: [u8; HTTP2_BEGIN.len()],
-    begin_length: usize,
+    first_bytes: [u8; HTTP2_BEGIN.len()],
+    first_bytes_length: usize,
     /// Something was read after the last write.
     has_unanswered_bytes: bool,
     /// The answer that replaces the one that hyper is writing.
@@ -60,8 +60,8 @@ impl ClientStream {
             stream,
             activity,
             write_timeout,
-            begin: [0; HTTP2_BEGIN.len()],
-            begin_length: 0,
+            first_bytes: [0; HTTP2_BEGIN.len()],
+            first_bytes_length: 0,
             has_unanswered_bytes: false,
             refusal: None,
             stall: None,
@@ -71,20 +71,20 @@ impl ClientStream {
 
     fn record_read(&mut self, bytes: &[u8]) {
         self.has_unanswered_bytes |= !bytes.is_empty();
-        let room = self.begin.len() - self.begin_length;
+        let room = self.first_bytes.len() - self.first_bytes_length;
         for byte in bytes.iter().take(room) {
-            self.begin[self.begin_length] = *byte;
-            self.begin_length += 1;
+            self.first_bytes[self.first_bytes_length] = *byte;
+            self.first_bytes_length += 1;
         }
-        if room > 0 && self.begin == *HTTP2_BEGIN {
+        if room > 0 && self.first_bytes == *HTTP2_BEGIN {
             self.activity.set_http2();
         }
     }
 
-    /// Ends the input, after an answer to the part of a head that has arrived.
+    /// Ends the input. If a part of a head has arrived, its client first gets 408 (I3).
     fn poll_expire(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let begin = &self.begin[..self.begin_length];
-        if self.has_unanswered_bytes && !HTTP2_BEGIN.starts_with(begin) {
+        let first_bytes = &self.first_bytes[..self.first_bytes_length];
+        if self.has_unanswered_bytes && !HTTP2_BEGIN.starts_with(first_bytes) {
             self.has_unanswered_bytes = false;
             let error = Error::new(
                 ErrorCode::RequestTimeout,

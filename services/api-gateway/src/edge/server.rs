@@ -213,7 +213,7 @@ impl Connection {
         }
         if self.slot.is_refused() {
             let served = self.serve_requests(stream, builder, stopping, REFUSAL_DEADLINE);
-            // Also a client that sends requests all the time.
+            // The timeout also ends a client that sends requests all the time.
             let _ = tokio::time::timeout(REFUSAL_DEADLINE + CLOSE_DEADLINE, served).await;
         } else {
             let idle = self.gateway.config.header_timeout();
@@ -310,14 +310,14 @@ async fn answer(
     let request = hyper::Request::from_parts(parts, axum::body::Body::new(body));
     let answer = router.oneshot(request).await;
     let mut answer = answer.unwrap_or_else(|never| match never {});
-    // After this status the body has had its time.
+    // The request did not arrive in time, so the rest of its body is not awaited either.
     let is_late = answer.status() == StatusCode::REQUEST_TIMEOUT;
-    let ends =
+    let must_close =
         || is_late || gateway.draining.is_cancelled() || slot.is_refused() || activity.is_expired();
     let is_proxied = answer.extensions().get::<Proxied>().is_some();
     if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
         activity.set_upgraded();
-    } else if is_http1 && (ends() || !is_read(rest, is_proxied).await) {
+    } else if is_http1 && (must_close() || !is_read(rest, is_proxied).await) {
         let close = HeaderValue::from_static("close");
         answer.headers_mut().insert(header::CONNECTION, close);
     }

@@ -27,7 +27,7 @@ const MIN_TIMEOUT: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// [`agentbox_contracts::error::ErrorCode::Validation`]
-pub(crate) fn timeout(seconds: Seconds, max_s: u64) -> Result<Duration, Error> {
+pub(crate) fn check_timeout(seconds: Seconds, max_s: u64) -> Result<Duration, Error> {
     seconds
         .duration()
         .filter(|timeout| (MIN_TIMEOUT..=Duration::from_secs(max_s)).contains(timeout))
@@ -44,7 +44,7 @@ pub(crate) fn timeout(seconds: Seconds, max_s: u64) -> Result<Duration, Error> {
 ///
 /// # Errors
 /// [`agentbox_contracts::error::ErrorCode::Validation`]
-pub(crate) fn user(text: &str) -> Result<(), Error> {
+pub(crate) fn check_user(text: &str) -> Result<(), Error> {
     if (1..=MAX_USER).contains(&text.len()) && !text.chars().any(char::is_control) {
         return Ok(());
     }
@@ -75,7 +75,7 @@ pub(crate) fn check_command(
     directory: Option<&str>,
     env: &BTreeMap<String, String>,
 ) -> Result<(), Error> {
-    command_line("command", command)?;
+    check_command_line("command", command)?;
     if command.is_empty() {
         return Err(Error::field(
             "command",
@@ -83,10 +83,10 @@ pub(crate) fn check_command(
         ));
     }
     if let Some(directory) = directory {
-        working_dir(directory)?;
+        check_working_dir(directory)?;
     }
-    variables(env)?;
-    total_size(command, env)
+    check_variables(env)?;
+    check_total_size(command, env)
 }
 
 /// Checks a request, except the rules that its JSON types enforce. Returns its timeout.
@@ -96,7 +96,7 @@ pub(crate) fn check_command(
 pub(crate) fn check(body: &ExecBody, max_timeout_s: u64) -> Result<Duration, Error> {
     check_command(&body.command, body.working_dir.as_deref(), &body.env)?;
     if let Some(text) = &body.user {
-        user(text)?;
+        check_user(text)?;
     }
     if body.stdin.is_some() && body.stdin_base64.is_some() {
         return Err(Error::field(
@@ -104,14 +104,14 @@ pub(crate) fn check(body: &ExecBody, max_timeout_s: u64) -> Result<Duration, Err
             "must be absent with `stdin`, is given",
         ));
     }
-    timeout(body.timeout, max_timeout_s)
+    check_timeout(body.timeout, max_timeout_s)
 }
 
 /// Checks a working directory.
 ///
 /// # Errors
 /// [`agentbox_contracts::error::ErrorCode::Validation`], naming the field.
-pub(crate) fn working_dir(directory: &str) -> Result<(), Error> {
+pub(crate) fn check_working_dir(directory: &str) -> Result<(), Error> {
     if !directory.starts_with('/') || directory.contains('\0') || directory.len() > 4096 {
         return Err(Error::value(
             "working_dir",
@@ -126,7 +126,7 @@ pub(crate) fn working_dir(directory: &str) -> Result<(), Error> {
 ///
 /// # Errors
 /// [`agentbox_contracts::error::ErrorCode::Validation`], naming the variable.
-pub(crate) fn variables(env: &BTreeMap<String, String>) -> Result<(), Error> {
+pub(crate) fn check_variables(env: &BTreeMap<String, String>) -> Result<(), Error> {
     for (name, value) in env {
         let field = || format!("env.{}", shortened(name));
         if !is_variable_name(name) {
@@ -159,7 +159,10 @@ pub(crate) fn command_size<'a>(
 ///
 /// # Errors
 /// [`agentbox_contracts::error::ErrorCode::Validation`].
-pub(crate) fn total_size(command: &[String], env: &BTreeMap<String, String>) -> Result<(), Error> {
+pub(crate) fn check_total_size(
+    command: &[String],
+    env: &BTreeMap<String, String>,
+) -> Result<(), Error> {
     let size = command_size(command, env.iter());
     if size > MAX_EXEC_BYTES {
         return Err(Error::field(
@@ -177,7 +180,7 @@ pub(crate) fn total_size(command: &[String], env: &BTreeMap<String, String>) -> 
 ///
 /// # Errors
 /// [`agentbox_contracts::error::ErrorCode::Validation`], naming the element.
-pub(crate) fn command_line(field: &str, command: &[String]) -> Result<(), Error> {
+pub(crate) fn check_command_line(field: &str, command: &[String]) -> Result<(), Error> {
     if command.first().is_some_and(String::is_empty) {
         return Err(Error::field(
             &format!("{field}[0]"),

@@ -11,11 +11,11 @@ use agentbox_contracts::labels::check_labels;
 
 use super::idempotency::is_reserved;
 use crate::attach::terminal_size;
-use crate::exec::{check_command, decode_base64, timeout, user};
+use crate::exec::{check_command, check_timeout, check_user, decode_base64};
 
 const MAX_NAME: usize = 128;
 
-fn name(text: &str) -> Result<(), Error> {
+fn check_name(text: &str) -> Result<(), Error> {
     let length = text.chars().count();
     if (1..=MAX_NAME).contains(&length) && !text.chars().any(char::is_control) {
         return Ok(());
@@ -27,7 +27,7 @@ fn name(text: &str) -> Result<(), Error> {
     ))
 }
 
-fn keep_bytes(bytes: u64) -> Result<(), Error> {
+fn check_keep_bytes(bytes: u64) -> Result<(), Error> {
     if (1..=MAX_KEEP_BYTES).contains(&bytes) {
         return Ok(());
     }
@@ -72,10 +72,10 @@ fn stdin(stdin: Option<Stdin>, has_terminal: bool) -> Result<(StdinMode, Vec<u8>
 pub(super) fn start(id: &ExecId, body: StartExecution) -> Result<ExecutionStart, Error> {
     check_command(&body.command, body.working_dir.as_deref(), &body.env)?;
     if let Some(text) = &body.user {
-        user(text)?;
+        check_user(text)?;
     }
     if let Some(text) = &body.name {
-        name(text)?;
+        check_name(text)?;
     }
     check_labels("labels", &body.labels)?;
     if let Some(label) = body.labels.keys().find(|label| is_reserved(label)) {
@@ -86,11 +86,11 @@ pub(super) fn start(id: &ExecId, body: StartExecution) -> Result<ExecutionStart,
         ));
     }
     if let Some(bytes) = body.keep_bytes {
-        keep_bytes(bytes)?;
+        check_keep_bytes(bytes)?;
     }
     let timeout = body
         .timeout
-        .map(|seconds| timeout(seconds, MAX_TIMEOUT_S))
+        .map(|seconds| check_timeout(seconds, MAX_TIMEOUT_S))
         .transpose()?;
     let tty = body.tty.map(tty).transpose()?;
     if tty.is_some() && body.merge_stderr {

@@ -104,8 +104,8 @@ fn description(opened: &Opened, path: &[u8], archive: Archive) -> HeaderMap {
     headers
 }
 
-/// The status, and the headers of the part that follows. `None`: no content follows.
-fn status(opened: &Opened, headers: &mut HeaderMap) -> Option<StatusCode> {
+/// Adds the headers of the part that follows, and returns the status. `None`: no content follows.
+fn describe_part(opened: &Opened, headers: &mut HeaderMap) -> Option<StatusCode> {
     if opened.not_modified {
         return None;
     }
@@ -203,7 +203,7 @@ pub(crate) async fn download(
         return Ok(unsatisfiable(opened.metadata.size));
     }
     let mut headers = description(&opened, &path, archive);
-    let Some(status) = status(&opened, &mut headers) else {
+    let Some(status) = describe_part(&opened, &mut headers) else {
         return Ok((StatusCode::NOT_MODIFIED, headers, no_content(is_head)).into_response());
     };
     if is_head {
@@ -242,7 +242,7 @@ mod tests {
         let file = opened(FileType::File);
         // A plain file is no archive, whatever the client accepts.
         let mut headers = description(&file, b"/a/b.csv", Archive::Tar);
-        assert_eq!(status(&file, &mut headers), Some(StatusCode::OK));
+        assert_eq!(describe_part(&file, &mut headers), Some(StatusCode::OK));
         for (name, expected) in [
             (header::CONTENT_TYPE, "application/octet-stream"),
             (header::ACCEPT_RANGES, "bytes"),
@@ -276,7 +276,10 @@ mod tests {
             ("/", Archive::Tar, "application/x-tar", "root.tar"),
         ] {
             let mut headers = description(&directory, path.as_bytes(), archive);
-            assert_eq!(status(&directory, &mut headers), Some(StatusCode::OK));
+            assert_eq!(
+                describe_part(&directory, &mut headers),
+                Some(StatusCode::OK)
+            );
             assert_eq!(headers[header::CONTENT_TYPE], media_type);
             assert_eq!(headers[header::ACCEPT_RANGES], "none");
             let name = format!("attachment; filename=\"{name}\"");
@@ -296,7 +299,7 @@ mod tests {
         };
         let mut headers = HeaderMap::new();
         assert_eq!(
-            status(&part, &mut headers),
+            describe_part(&part, &mut headers),
             Some(StatusCode::PARTIAL_CONTENT)
         );
         assert_eq!(headers[header::CONTENT_RANGE], "bytes 2-4/10");
@@ -308,7 +311,7 @@ mod tests {
             not_modified: true,
             ..opened(FileType::File)
         };
-        assert_eq!(status(&unchanged, &mut HeaderMap::new()), None);
+        assert_eq!(describe_part(&unchanged, &mut HeaderMap::new()), None);
     }
 
     #[test]

@@ -216,7 +216,7 @@ async fn pass(
 
 /// The error of a request without an answer.
 async fn explain(gateway: &Gateway, id: &EnvironmentId, port: u16, error: &hyper::Error) -> Error {
-    match of_connection(error) {
+    match box_connection_error(error) {
         Some(error) => box_loss::with_reason(gateway, id, error).await,
         None => no_http(port, error),
     }
@@ -232,7 +232,7 @@ fn no_http(port: u16, reason: &dyn std::fmt::Display) -> Error {
 }
 
 /// The error of the connection to the box, if it is a cause of `error`.
-fn of_connection(error: &(dyn StdError + 'static)) -> Option<Error> {
+fn box_connection_error(error: &(dyn StdError + 'static)) -> Option<Error> {
     let mut cause = Some(error);
     while let Some(current) = cause {
         let of_stream = current.downcast_ref::<io::Error>();
@@ -326,8 +326,8 @@ mod tests {
     fn error_of_the_connection_is_found_among_the_causes() {
         let lost = Error::new(ErrorCode::BoxLost, "lost");
         let outer = Outer(io::Error::other(lost.clone()));
-        assert_eq!(of_connection(&outer), Some(lost));
+        assert_eq!(box_connection_error(&outer), Some(lost));
         let other = Outer(io::ErrorKind::ConnectionAborted.into());
-        assert_eq!(of_connection(&other), None);
+        assert_eq!(box_connection_error(&other), None);
     }
 }

@@ -155,7 +155,7 @@ async fn append_in(
 ) -> Result<Appended, StoreError> {
     // Two writers may overlap for a moment.
     advisory_lock(transaction, ADVISORY_LOCK, "audit-chain").await?;
-    let (numbers, mut texts) = outbox(transaction).await?;
+    let (numbers, mut texts) = oldest_outbox_entries(transaction).await?;
     let mut known = known_ids(transaction, queued).await?;
     for entry in queued {
         texts.push(encode(entry)?);
@@ -207,7 +207,9 @@ async fn append_in(
 }
 
 /// The numbers and texts of the oldest entries in the outbox.
-async fn outbox(on: &impl ConnectionTrait) -> Result<(Vec<i64>, Vec<String>), DbErr> {
+async fn oldest_outbox_entries(
+    on: &impl ConnectionTrait,
+) -> Result<(Vec<i64>, Vec<String>), DbErr> {
     let oldest = statement(
         "SELECT number, entry FROM audit_outbox ORDER BY number LIMIT $1",
         [bigint(BATCH as u64)],
@@ -391,8 +393,8 @@ pub async fn prune(
     Ok(pruned)
 }
 
-/// The newest entry of the oldest ones that are all older than `retention`. `None` also when a
-/// checkpoint is younger than a day: one a day is enough.
+/// The last entry to delete: it and all before it are older than `retention`. `None` when there is none,
+/// and when a checkpoint is younger than a day: one a day is enough.
 async fn expired(on: &impl ConnectionTrait, retention: Duration) -> Result<Option<Link>, DbErr> {
     let expired = statement(
         "SELECT sequence, hash FROM audit_log

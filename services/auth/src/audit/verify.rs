@@ -31,9 +31,11 @@ pub enum Fault {
     Cut { last: u64, published: u64 },
 }
 
-/// The state of a verification: the last verified place, and the heads after it.
+/// The state of a verification.
 pub struct Verification {
-    at: Link,
+    /// The last verified place.
+    verified: Link,
+    /// The published hashes after it, by sequence.
     heads: BTreeMap<u64, Hash>,
 }
 
@@ -61,12 +63,12 @@ impl Verification {
                 return Err(Fault::Rewritten(link.sequence));
             }
         }
-        let at = checkpoints
+        let verified = checkpoints
             .last()
             .map_or(Link::GENESIS, |checkpoint| checkpoint.link);
         Ok(Self {
-            heads: known.split_off(&(at.sequence + 1)),
-            at,
+            heads: known.split_off(&(verified.sequence + 1)),
+            verified,
         })
     }
 
@@ -75,7 +77,7 @@ impl Verification {
     /// # Errors
     /// The row does not follow, or was changed.
     pub fn next(&mut self, row: &ChainRow) -> Result<(), Fault> {
-        let next = self.at.next(&row.entry);
+        let next = self.verified.next(&row.entry);
         let sequence = u64::try_from(row.sequence).unwrap_or(0);
         if sequence != next.sequence {
             return Err(Fault::Missing {
@@ -96,7 +98,7 @@ impl Verification {
         {
             return Err(Fault::Rewritten(sequence));
         }
-        self.at = next;
+        self.verified = next;
         Ok(())
     }
 
@@ -107,10 +109,10 @@ impl Verification {
     pub fn end(self) -> Result<Link, Fault> {
         match self.heads.last_key_value() {
             Some((published, _)) => Err(Fault::Cut {
-                last: self.at.sequence,
+                last: self.verified.sequence,
                 published: *published,
             }),
-            None => Ok(self.at),
+            None => Ok(self.verified),
         }
     }
 }
@@ -150,9 +152,9 @@ pub async fn run(
     store::lock_retention(&transaction).await?;
     let checkpoints = store::checkpoints(&transaction).await?;
     let mut verification = Verification::new(key, &checkpoints, &published)?;
-    let begun_after = verification.at.sequence;
+    let begun_after = verification.verified.sequence;
     loop {
-        let rows = store::rows_after(&transaction, verification.at.sequence).await?;
+        let rows = store::rows_after(&transaction, verification.verified.sequence).await?;
         for row in &rows {
             verification.next(row)?;
         }

@@ -171,7 +171,7 @@ async fn flood_of_one_network_leaves_places_for_others() {
         for ((address, expected), outcome) in attempts.into_iter().zip(outcomes) {
             assert_eq!(outcome.is_ok(), expected, "{address}: {outcome:?}");
         }
-        let admitted = hasher.networks.admitted.lock().unwrap();
-        assert!(admitted.is_empty(), "the places are released");
+        let held = hasher.networks.held.lock().unwrap();
+        assert!(held.is_empty(), "the places are released");
     }
 }

@@ -33,6 +33,11 @@ const MESSAGE_BYTES: usize = 32 * 1024;
 /// A bound for what one entry has besides its path and its link's target.
 const ENTRY_BYTES: usize = 600;
 
+/// How a directory is opened.
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC);
+
 /// Answers the metadata of the path and one page of its entries; another file than a directory has
 /// none.
 ///
@@ -75,10 +80,6 @@ pub fn list(caller: &mut Caller, path: &[u8], request: &List) -> Result<()> {
     };
     page.send(next_cursor)
 }
-
-const DIRECTORY: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::CLOEXEC);
 
 /// The path of the last entry of a page, relative to the listed directory, by its names.
 #[derive(Debug, PartialEq, Eq)]

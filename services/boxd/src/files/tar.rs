@@ -187,6 +187,7 @@ impl<R: Read> Reader<R> {
         Ok(())
     }
 
+    /// The content of an extended header or of a long name.
     fn extension(&mut self, size: u64) -> Result<Vec<u8>, TarError> {
         if size > MAX_EXTENSION_BYTES {
             return Err(TarError::Malformed("an extended header is too large"));
@@ -220,6 +221,9 @@ impl<R: Read> Read for Reader<R> {
     }
 }
 
+/// The header of an entry. The offsets of its fields are those of POSIX.1-2001, ustar interchange format:
+/// name 0, mode 100, uid 108, gid 116, size 124, mtime 136, chksum 148, typeflag 156, linkname 157,
+/// magic 257, prefix 345.
 struct Header<'block>(&'block [u8; BLOCK_BYTES]);
 
 impl Header<'_> {

@@ -137,10 +137,10 @@ impl Unpacking<'_> {
             }
             let (directory, name) = self.open_parent(&entry, &names)?;
             match entry.kind {
-                Kind::Directory => self.directory(&entry, &directory, name, &names)?,
-                Kind::File => self.file(&entry, directory, name, &mut reader)?,
-                Kind::SymbolicLink => self.symbolic_link(&entry, directory, name, &names)?,
-                Kind::HardLink => self.hard_link(&entry, directory, name)?,
+                Kind::Directory => self.unpack_directory(&entry, &directory, name, &names)?,
+                Kind::File => self.unpack_file(&entry, directory, name, &mut reader)?,
+                Kind::SymbolicLink => self.unpack_symbolic_link(&entry, directory, name, &names)?,
+                Kind::HardLink => self.unpack_hard_link(&entry, directory, name)?,
                 Kind::Other => {
                     let rule = "is a device, a FIFO or of an unknown type, which are refused";
                     return Err(refused(&entry, rule));
@@ -176,6 +176,7 @@ impl Unpacking<'_> {
         Ok((directory, name.as_slice()))
     }
 
+    /// Opens a directory by its name in another one, and creates it if `create` and it is missing.
     fn enter(
         &self,
         entry: &Entry,
@@ -203,7 +204,7 @@ impl Unpacking<'_> {
         })
     }
 
-    fn directory(
+    fn unpack_directory(
         &mut self,
         entry: &Entry,
         directory: &OwnedFd,
@@ -229,7 +230,7 @@ impl Unpacking<'_> {
         set_directory_mode(directory, name, mode).map_err(|errno| self.failed(entry, errno))
     }
 
-    fn file(
+    fn unpack_file(
         &mut self,
         entry: &Entry,
         directory: OwnedFd,
@@ -258,6 +259,7 @@ impl Unpacking<'_> {
         }
     }
 
+    /// Writes the content of an entry to a file.
     fn fill(&mut self, entry: &Entry, file: &mut File, content: &mut impl Read) -> Result<()> {
         loop {
             stop::check()?;
@@ -273,7 +275,8 @@ impl Unpacking<'_> {
         }
     }
 
-    /// Refuses an entry in whose place something else than a file is; a link only unless it is for one.
+    /// Refuses an entry whose name is taken by something that it must not replace. A file is replaced by a
+    /// file or a link, and a link only by a link.
     fn check_replaceable(
         &self,
         entry: &Entry,
@@ -337,7 +340,8 @@ impl Unpacking<'_> {
         }
     }
 
-    /// Ids that the environment does not have stay root's.
+    /// Ignores that an owner could not be set because the environment does not have the id: the file then
+    /// stays root's.
     fn ignore_foreign(&self, entry: &Entry, result: rustix::io::Result<()>) -> Result<()> {
         match result {
             Ok(()) | Err(Errno::INVAL | Errno::PERM | Errno::OVERFLOW) => Ok(()),

@@ -42,7 +42,7 @@ pub fn watch(caller: &mut Caller, path: &[u8], request: &Watch) -> Result<()> {
     let mut watching = Watching {
         inotify,
         recursive: request.recursive,
-        directories: HashMap::new(),
+        watched: HashMap::new(),
         root: path.to_vec(),
         moved_from: None,
         report: Report::default(),
@@ -81,8 +81,8 @@ struct MovedFrom {
 struct Watching {
     inotify: OwnedFd,
     recursive: bool,
-    /// The path of each watch.
-    directories: HashMap<i32, Vec<u8>>,
+    /// The path of each watch: the directories, or the file that the caller has named.
+    watched: HashMap<i32, Vec<u8>>,
     root: Vec<u8>,
     moved_from: Option<MovedFrom>,
     report: Report,
@@ -102,15 +102,16 @@ impl Watching {
     fn add_root(&mut self, caller: &mut Caller) -> Result<()> {
         let root = self.root.clone();
         let stat = statat(CWD, root.as_slice(), AtFlags::empty()).on(&root)?;
-        self.add(&root, true)?;
+        self.add_watch(&root, true)?;
         if self.recursive && file_type(&stat).is_dir() {
             self.add_below(caller, &root, false)?;
         }
         Ok(())
     }
 
-    fn add(&mut self, path: &[u8], follow: bool) -> Result<()> {
-        if self.directories.len() >= MAX_WATCHES {
+    /// Watches one path. Without `follow` it must be a directory, and not a link to one.
+    fn add_watch(&mut self, path: &[u8], follow: bool) -> Result<()> {
+        if self.watched.len() >= MAX_WATCHES {
             return Err(limit_reached(path, Errno::NOSPC));
         }
         let mut flags = WatchFlags::CREATE
@@ -126,7 +127,7 @@ impl Watching {
         }
         let watch = inotify::add_watch(&self.inotify, path, flags)
             .map_err(|errno| limit_reached(path, errno))?;
-        self.directories.insert(watch, path.to_vec());
+        self.watched.insert(watch, path.to_vec());
         Ok(())
     }
 
@@ -161,7 +162,7 @@ impl Watching {
                 {
                     continue;
                 }
-                match self.add(&below, false) {
+                match self.add_watch(&below, false) {
                     Ok(()) => pending.push(below),
                     Err(failure) if failure.code == ErrorCode::Unavailable => {
                         return Err(failure);
@@ -203,7 +204,7 @@ impl Watching {
                 Err(errno) => return Err(Failure::of(&self.root, errno)),
             };
             for event in events {
-                if let Err(failure) = self.apply(caller, event) {
+                if let Err(failure) = self.handle_event(caller, event) {
                     // Some directories are not watched: the caller must know before the end.
                     self.report.add(ChangeKind::Overflow, Vec::new(), None);
                     self.report.send(caller)?;
@@ -240,24 +241,17 @@ impl Watching {
         }
     }
 
-    fn apply(&mut self, caller: &mut Caller, event: Event) -> Result<()> {
+    /// Adds the change of an event to the report, and watches what it brings.
+    fn handle_event(&mut self, caller: &mut Caller, event: Event) -> Result<()> {
         let flags = event.flags;
         if flags.contains(ReadFlags::QUEUE_OVERFLOW) {
-            self.end_move();
-            self.report.add(ChangeKind::Overflow, Vec::new(), None);
-            // Directories may have been created meanwhile.
-            let root = self.root.clone();
-            return if self.recursive {
-                self.add_below(caller, &root, false)
-            } else {
-                Ok(())
-            };
+            return self.handle_overflow(caller);
         }
         if flags.contains(ReadFlags::IGNORED) {
-            self.directories.remove(&event.watch);
+            self.watched.remove(&event.watch);
             return Ok(());
         }
-        let Some(directory) = self.directories.get(&event.watch) else {
+        let Some(directory) = self.watched.get(&event.watch) else {
             return Ok(());
         };
         let is_root = *directory == self.root;
@@ -280,16 +274,7 @@ impl Watching {
                 path,
             });
         } else if flags.contains(ReadFlags::MOVED_TO) {
-            let from = self.moved_from.take().map(|moved| moved.path);
-            self.report
-                .add(ChangeKind::Moved, path.clone(), from.clone());
-            if is_directory && self.recursive {
-                if let Some(from) = from {
-                    self.rename_watches(&from, &path);
-                } else {
-                    self.add_new(caller, &path)?;
-                }
-            }
+            self.complete_move(caller, path, is_directory)?;
         } else if flags.contains(ReadFlags::CREATE) {
             self.report.add(ChangeKind::Created, path.clone(), None);
             if is_directory && self.recursive {
@@ -313,9 +298,40 @@ impl Watching {
         Ok(())
     }
 
+    fn handle_overflow(&mut self, caller: &mut Caller) -> Result<()> {
+        self.end_move();
+        self.report.add(ChangeKind::Overflow, Vec::new(), None);
+        if !self.recursive {
+            return Ok(());
+        }
+        // Directories may have been created meanwhile.
+        let root = self.root.clone();
+        self.add_below(caller, &root, false)
+    }
+
+    /// Reports a move to `path`, from `moved_from` or from outside of what is watched.
+    fn complete_move(
+        &mut self,
+        caller: &mut Caller,
+        path: Vec<u8>,
+        is_directory: bool,
+    ) -> Result<()> {
+        let from = self.moved_from.take().map(|moved| moved.path);
+        self.report
+            .add(ChangeKind::Moved, path.clone(), from.clone());
+        if is_directory && self.recursive {
+            if let Some(from) = from {
+                self.rename_watches(&from, &path);
+            } else {
+                self.add_new(caller, &path)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Watches a new directory and what is in it already.
     fn add_new(&mut self, caller: &mut Caller, path: &[u8]) -> Result<()> {
-        match self.add(path, false) {
+        match self.add_watch(path, false) {
             Ok(()) => self.add_below(caller, path, true),
             Err(failure) if failure.code == ErrorCode::Unavailable => Err(failure),
             // It is gone, or this user may not read it.
@@ -323,17 +339,18 @@ impl Watching {
         }
     }
 
-    /// A file that was moved out of the watched directories is deleted here.
+    /// Reports a move without a second event: the file has left the watched directories, and is deleted for
+    /// the caller.
     fn end_move(&mut self) {
         if let Some(moved) = self.moved_from.take() {
             let below: Vec<i32> = self
-                .directories
+                .watched
                 .iter()
                 .filter(|(_, path)| is_below(path, &moved.path))
                 .map(|(watch, _)| *watch)
                 .collect();
             for watch in below {
-                self.directories.remove(&watch);
+                self.watched.remove(&watch);
                 // The kernel may have removed it.
                 let _ = inotify::remove_watch(&self.inotify, watch);
             }
@@ -342,7 +359,7 @@ impl Watching {
     }
 
     fn rename_watches(&mut self, from: &[u8], to: &[u8]) {
-        for path in self.directories.values_mut() {
+        for path in self.watched.values_mut() {
             if is_below(path, from) {
                 let renamed = [to, &path[from.len()..]].concat();
                 *path = renamed;

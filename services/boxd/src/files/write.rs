@@ -76,7 +76,7 @@ fn replace(
     mode: Option<Mode>,
     mut digests: Digests,
 ) -> Result<Stored> {
-    let before = checked(target, request)?;
+    let before = check_conditions(target, request)?;
     if before.is_some() {
         check_not_mounted(target)?;
     }
@@ -90,7 +90,7 @@ fn replace(
     }
     digests.verify()?;
     let lock = lock(target, request)?;
-    let before = checked(target, request)?;
+    let before = check_conditions(target, request)?;
     if let Some(before) = &before {
         keep_owner(&temporary.file, before, &target.path)?;
     }
@@ -125,7 +125,7 @@ fn write_in_place(
 ) -> Result<Stored> {
     let path = &target.path;
     let lock = lock(target, request)?;
-    let before = checked(target, request)?;
+    let before = check_conditions(target, request)?;
     let present = before.as_ref().map_or(0, |before| before.st_blocks * 512);
     check_room(target, request.length, u64::try_from(present).unwrap_or(0))?;
     let mut flags =
@@ -226,7 +226,7 @@ fn fill(
 }
 
 /// The present file, if there is one, when it may be replaced and the conditions hold.
-fn checked(target: &Location, request: &Write) -> Result<Option<Stat>> {
+fn check_conditions(target: &Location, request: &Write) -> Result<Option<Stat>> {
     let absent = || {
         if request.if_match.is_empty() {
             return Ok(None);

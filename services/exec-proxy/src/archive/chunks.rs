@@ -6,7 +6,7 @@ use async_nats::jetstream::object_store::ObjectInfo;
 use async_nats::jetstream::stream::Stream;
 use bytes::{Buf as _, Bytes, BytesMut};
 
-use crate::archive::store::{ArchiveError, bounded};
+use crate::archive::store::{ArchiveError, within_deadline};
 
 /// More than any object can have, in bytes.
 const MAX_OBJECT_BYTES: usize = 24 * 1024 * 1024;
@@ -36,7 +36,7 @@ impl Chunks {
                 limit: MAX_OBJECT_BYTES,
             });
         }
-        let stream = bounded(
+        let stream = within_deadline(
             "open the bucket",
             bus.jetstream().get_stream_no_info(OUTPUT_STREAM),
         )
@@ -60,7 +60,7 @@ impl Chunks {
         if self.unread == 0 {
             return self.check(self.read_bytes == self.expected_bytes, None);
         }
-        let chunk = bounded(
+        let chunk = within_deadline(
             "read an object",
             self.stream
                 .get_first_raw_message_by_subject(&self.subject, self.from),

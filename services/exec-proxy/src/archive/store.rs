@@ -144,14 +144,14 @@ impl Archive {
             ..ObjectMetadata::default()
         };
         let store = self.store().await?;
-        bounded("store an object", store.put(metadata, &mut bytes)).await?;
+        within_deadline("store an object", store.put(metadata, &mut bytes)).await?;
         Ok(())
     }
 
     /// The description of an object; `None` when there is none.
     pub(super) async fn look_up(&self, name: &str) -> Result<Option<ObjectInfo>, ArchiveError> {
         let store = self.store().await?;
-        bounded("look up an object", async {
+        within_deadline("look up an object", async {
             match store.info(name).await {
                 Ok(info) if info.deleted => Ok(None),
                 Ok(info) => Ok(Some(info)),
@@ -163,7 +163,7 @@ impl Archive {
     }
 
     async fn store(&self) -> Result<ObjectStore, ArchiveError> {
-        bounded(
+        within_deadline(
             "open the bucket",
             self.bus.jetstream().get_object_store(OUTPUT_BUCKET),
         )
@@ -172,7 +172,7 @@ impl Archive {
 }
 
 /// Performs one operation on the object store, within its deadline.
-pub(super) async fn bounded<T, E>(
+pub(super) async fn within_deadline<T, E>(
     operation: &'static str,
     step: impl Future<Output = Result<T, E>>,
 ) -> Result<T, ArchiveError>

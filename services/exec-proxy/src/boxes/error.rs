@@ -102,7 +102,7 @@ impl BoxError {
 
 /// The error for the caller of a call that boxd refused.
 fn refusal(status: &Status) -> Error {
-    let text = || bounded(status.message().to_owned());
+    let text = || shorten_text(status.message().to_owned());
     if let Some(word) = status.metadata().get(ERROR_CODE_METADATA) {
         let code = word.to_str().ok().and_then(box_code);
         return code.map_or_else(Error::internal, |code| Error::new(code, text()));
@@ -135,9 +135,9 @@ pub fn box_code(word: &str) -> Option<ErrorCode> {
     ErrorCode::parse(word).filter(|code| !about_the_caller(code))
 }
 
-/// The first [`MAX_TEXT`] bytes of a box's text, in whole characters.
+/// Cuts a box's text to its first [`MAX_TEXT`] bytes, in whole characters.
 #[must_use]
-pub fn bounded(mut text: String) -> String {
+pub fn shorten_text(mut text: String) -> String {
     text.truncate(text.floor_char_boundary(MAX_TEXT));
     text
 }

@@ -166,7 +166,7 @@ impl Run {
                 () = poll_ack(&mut self.ack) => continue,
             };
             let detail = match message {
-                Ok(Some(message)) => match self.read(message)? {
+                Ok(Some(message)) => match self.convert(message)? {
                     Some(output) => return Ok(output),
                     None => continue,
                 },
@@ -211,7 +211,7 @@ impl Run {
     }
 
     /// Converts boxd's message; `None` when it has nothing for the caller.
-    fn read(&mut self, message: RunOutput) -> Result<Option<Output>, BoxError> {
+    fn convert(&mut self, message: RunOutput) -> Result<Option<Output>, BoxError> {
         let (stream, bytes) = match message.output {
             Some(run_output::Output::Stdout(bytes)) => (OutputStream::Stdout, bytes),
             Some(run_output::Output::Stderr(bytes)) => (OutputStream::Stderr, bytes),

@@ -151,12 +151,13 @@ impl Progress {
         let output = output
             .output
             .ok_or(BoxError::Invalid("an execution output without content"))?;
-        let message = self.check(output)?;
+        let message = self.convert(output)?;
         self.sent += u64::from(matches!(message, Message::Send(_)));
         Ok(message)
     }
 
-    fn check(&mut self, output: Output) -> Result<Message, BoxError> {
+    /// The message for an output, if boxd may send it now.
+    fn convert(&mut self, output: Output) -> Result<Message, BoxError> {
         let is_list = matches!(self.operation, Some(Operation::List(())));
         let is_attached = matches!(self.operation, Some(Operation::Attach(_)));
         let is_read = matches!(self.operation, Some(Operation::Output(_)));

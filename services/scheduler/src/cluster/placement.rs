@@ -134,6 +134,31 @@ pub fn allowing_image(
     }
 }
 
+/// Refuses a quantity that is larger than that of every cluster.
+fn check_largest(quantities: Quantities, clusters: &[Candidate]) -> Result<(), Error> {
+    let largest = |total: fn(&Capacity) -> u64| {
+        let totals = clusters.iter().map(|cluster| total(&cluster.capacity));
+        totals.max().unwrap_or(0)
+    };
+    let refused = |field: &str, most: String| {
+        let rule = format!("must be at most {most}, the size of the largest cluster");
+        Err(Error::field(field, rule))
+    };
+    let cpu = largest(|capacity| capacity.total_cpu.0);
+    if quantities.cpu.0 > cpu {
+        return refused("resources.cpu", MilliCpu(cpu).to_string());
+    }
+    let memory = largest(|capacity| capacity.total_memory.0);
+    if quantities.memory.0 > memory {
+        return refused("resources.memory", Bytes(memory).to_string());
+    }
+    let storage = largest(total_storage);
+    if quantities.storage.0 > storage {
+        return refused("resources.storage", Bytes(storage).to_string());
+    }
+    Ok(())
+}
+
 /// The clusters that could run a box of `quantities`, the largest share of free memory first.
 ///
 /// # Errors
@@ -153,36 +178,7 @@ pub fn rank(
             format!("no cluster has {}", display_selector(selector)),
         ));
     }
-    let largest = |total: fn(&Capacity) -> u64| {
-        matching
-            .iter()
-            .map(|candidate| total(&candidate.capacity))
-            .max()
-            .unwrap_or(0)
-    };
-    let (cpu, memory) = (largest(|c| c.total_cpu.0), largest(|c| c.total_memory.0));
-    if quantities.cpu.0 > cpu {
-        let rule = format!(
-            "must be at most {}, the size of the largest cluster",
-            MilliCpu(cpu)
-        );
-        return Err(Error::field("resources.cpu", rule));
-    }
-    if quantities.memory.0 > memory {
-        let rule = format!(
-            "must be at most {}, the size of the largest cluster",
-            Bytes(memory)
-        );
-        return Err(Error::field("resources.memory", rule));
-    }
-    let storage = largest(total_storage);
-    if quantities.storage.0 > storage {
-        let rule = format!(
-            "must be at most {}, the size of the largest cluster",
-            Bytes(storage)
-        );
-        return Err(Error::field("resources.storage", rule));
-    }
+    check_largest(quantities, &matching)?;
     matching.retain(|candidate| {
         quantities.cpu <= candidate.capacity.total_cpu
             && quantities.memory <= candidate.capacity.total_memory

@@ -36,45 +36,14 @@ use policy_changes::PolicyChanges;
 
 /// Attempts of a write while other writers change the same row.
 const MAX_ATTEMPTS: usize = 16;
+/// The most environments of one page.
 const MAX_PAGE: u32 = 1000;
 /// Below NATS' default limit of 1 MiB for a message.
 const MAX_REPLY_BYTES: usize = 1000 * 1000;
+/// How long the database may take to answer `health`.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
+/// How many environments of a deleted user are read at once.
 const OWNED_BATCH: u32 = 100;
-
-/// Counts the environments, from the first, whose JSON fits in `max_bytes` together. Returns at
-/// least one: the limits of a request bound a single environment.
-fn count_fitting(environments: &[Environment], max_bytes: usize) -> Result<usize, Error> {
-    let mut bytes = 0;
-    for (index, environment) in environments.iter().enumerate() {
-        // One byte is for the comma.
-        bytes += json_length(environment)? + 1;
-        if bytes > max_bytes && index > 0 {
-            return Ok(index);
-        }
-    }
-    Ok(environments.len())
-}
-
-fn json_length(environment: &Environment) -> Result<usize, Error> {
-    let mut length = Length(0);
-    serde_json::to_writer(&mut length, environment).map_err(StoreError::from)?;
-    Ok(length.0)
-}
-
-/// Counts the bytes that are written, and keeps none.
-struct Length(usize);
-
-impl io::Write for Length {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0 += bytes.len();
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 /// The handlers. Clones share everything.
 #[derive(Clone)]
@@ -247,8 +216,11 @@ impl Environments {
         }
     }
 
-    /// Requests the end of `record`. A terminating environment is unchanged, except that `force`
-    /// ends its grace period. So is an idle one that another writer changed: it is checked again.
+    /// Requests the end of `record`, and returns the environment as it is then. `force` ends the grace
+    /// period, also of an environment that is terminating already.
+    ///
+    /// Nothing is requested for one that has ended, for one whose timeout was extended before it expired,
+    /// and for an idle one that another writer has changed: the next check for idle environments decides.
     ///
     /// # Errors
     /// `Conflict` when other writers changed it at every attempt; `Unavailable` without a database.
@@ -325,5 +297,39 @@ impl Environments {
             clusters: clusters.collect(),
             database: self.0.store.ping(PING_TIMEOUT).await,
         }
+    }
+}
+
+/// Counts the environments, from the first, whose JSON fits in `max_bytes` together. Returns at
+/// least one: the limits of a request bound a single environment.
+fn count_fitting(environments: &[Environment], max_bytes: usize) -> Result<usize, Error> {
+    let mut bytes = 0;
+    for (index, environment) in environments.iter().enumerate() {
+        // One byte is for the comma.
+        bytes += json_length(environment)? + 1;
+        if bytes > max_bytes && index > 0 {
+            return Ok(index);
+        }
+    }
+    Ok(environments.len())
+}
+
+fn json_length(environment: &Environment) -> Result<usize, Error> {
+    let mut length = Length(0);
+    serde_json::to_writer(&mut length, environment).map_err(StoreError::from)?;
+    Ok(length.0)
+}
+
+/// Counts the bytes that are written, and keeps none.
+struct Length(usize);
+
+impl io::Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

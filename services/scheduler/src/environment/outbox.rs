@@ -35,15 +35,19 @@ use crate::{metrics, trace};
 const QUEUE: usize = 4096;
 /// Environments that are published at a time.
 const CONCURRENCY: usize = 8;
+/// How often rows are looked for that no replica has published.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
+/// The most environments of one sweep.
 const SWEEP_LIMIT: u32 = 256;
+/// Environments of a sweep that are published at a time.
 const SWEEP_CONCURRENCY: usize = 2;
+/// How long the bus may take to store one row.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
 /// A command only wakes a reconciler: one that is lost is replaced by the reconcile queue.
 const COMMAND_TTL: Duration = Duration::from_secs(300);
 
 #[derive(Debug, thiserror::Error)]
-enum RelayError {
+enum PublishError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -85,7 +89,7 @@ impl Outbox {
 }
 
 impl Relay {
-    /// Publishes until `shutdown`, then the queued environments.
+    /// Publishes until `shutdown`, and then the environments that are still queued.
     pub async fn run(self, shutdown: CancellationToken) {
         let Self { publisher, wakes } = self;
         let queued = futures::stream::unfold(wakes, |mut wakes| {
@@ -146,7 +150,7 @@ impl Publisher {
     }
 
     /// Publishes the rows of one environment, unless another publisher has claimed them.
-    async fn publish_pending(&self, id: &EnvironmentId, holder: &str) -> Result<(), RelayError> {
+    async fn publish_pending(&self, id: &EnvironmentId, holder: &str) -> Result<(), PublishError> {
         // Taken before the statement, so that the lease in Postgres ends later than ours.
         let mut claimed_at = Instant::now();
         if !self.store.claim_outbox(id, holder).await? {
@@ -186,10 +190,14 @@ impl Publisher {
         }
     }
 
-    async fn publish_in_time(&self, id: &EnvironmentId, row: &OutboxRow) -> Result<(), RelayError> {
+    async fn publish_in_time(
+        &self,
+        id: &EnvironmentId,
+        row: &OutboxRow,
+    ) -> Result<(), PublishError> {
         match tokio::time::timeout(PUBLISH_TIMEOUT, self.publish(id, row)).await {
             Ok(outcome) => Ok(outcome?),
-            Err(_) => Err(RelayError::Deadline),
+            Err(_) => Err(PublishError::Deadline),
         }
     }
 

@@ -24,9 +24,11 @@ use crate::metrics::{self, PoolSize};
 use crate::pool::boxes::create_request;
 use crate::pool::sizing::{Digests, resize};
 
+/// The pause between two reconciles.
 const INTERVAL: Duration = Duration::from_millis(500);
 /// How often the digests of the images are read, and the requests counted.
 const SLOW_INTERVAL: Duration = Duration::from_secs(30);
+/// How long a cluster may take to tell the digest of one image.
 const DIGEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Keeps every pool at its size.
@@ -37,11 +39,11 @@ pub struct PoolReconciler {
     settings: Settings,
 }
 
-/// The digests by the name of the pool, and when they were read.
+/// The digests of the pools' images, which are read less often than the pools.
 #[derive(Default)]
-struct Slow {
-    at: Option<Instant>,
-    digests: BTreeMap<String, Digests>,
+struct KnownDigests {
+    read_at: Option<Instant>,
+    by_pool: BTreeMap<String, Digests>,
 }
 
 impl PoolReconciler {
@@ -57,9 +59,9 @@ impl PoolReconciler {
 
     /// Reconciles until `held` is cancelled.
     pub async fn run(&self, held: CancellationToken) {
-        let mut slow = Slow::default();
+        let mut known = KnownDigests::default();
         while !held.is_cancelled() {
-            if let Err(error) = self.reconcile(&mut slow).await {
+            if let Err(error) = self.reconcile(&mut known).await {
                 tracing::warn!(error = %ErrorChain(&error), "warm pools not reconciled; retried");
             }
             tokio::select! {
@@ -70,13 +72,13 @@ impl PoolReconciler {
         metrics::pools(&[]);
     }
 
-    async fn reconcile(&self, slow: &mut Slow) -> Result<(), StoreError> {
+    async fn reconcile(&self, known: &mut KnownDigests) -> Result<(), StoreError> {
         let pools = self.store.pools().await?;
         let boxes = self.store.warm_boxes().await?;
-        if slow.at.is_none_or(|at| at.elapsed() >= SLOW_INTERVAL) {
-            slow.at = Some(Instant::now());
+        if known.read_at.is_none_or(|at| at.elapsed() >= SLOW_INTERVAL) {
+            known.read_at = Some(Instant::now());
             self.store.count_pool_requests().await?;
-            slow.digests = self.read_digests(&pools, &boxes).await;
+            known.by_pool = self.read_digests(&pools, &boxes).await;
         }
         let (mut drain, mut sizes) = (Vec::new(), Vec::new());
         let mut by_pool: BTreeMap<&str, Vec<WarmBox>> = BTreeMap::new();
@@ -90,7 +92,7 @@ impl PoolReconciler {
         }
         for pool in &pools {
             let boxes = by_pool.remove(pool.name.as_str()).unwrap_or_default();
-            drain.extend(self.resize(pool, &boxes, slow, &mut sizes).await?);
+            drain.extend(self.resize_pool(pool, &boxes, known, &mut sizes).await?);
         }
         metrics::pools(&sizes);
         // The boxes of deleted pools.
@@ -116,16 +118,16 @@ impl PoolReconciler {
     }
 
     /// Starts the boxes that `pool` lacks; returns those to be removed, and adds its size to `sizes`.
-    async fn resize(
+    async fn resize_pool(
         &self,
         pool: &PoolRow,
         boxes: &[WarmBox],
-        slow: &Slow,
+        known: &KnownDigests,
         sizes: &mut Vec<PoolSize>,
     ) -> Result<Vec<EnvironmentId>, StoreError> {
         let demand = self.store.pool_demand(&pool.name).await?;
         let unknown = Digests::new();
-        let digests = slow.digests.get(&pool.name).unwrap_or(&unknown);
+        let digests = known.by_pool.get(&pool.name).unwrap_or(&unknown);
         let max_age = self.settings.pool_box_max_age;
         let size = resize(pool, boxes, &demand, digests, max_age, Utc::now());
         self.store.set_pool_target(pool, size.target).await?;

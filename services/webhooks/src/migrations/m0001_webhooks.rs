@@ -16,8 +16,9 @@ impl MigrationTrait for Migration {
     }
 }
 
-/// `kinds` is a list separated by commas; empty: all. `message` is the id of the event, of which each
-/// webhook has one delivery. `next_attempt_at` is also the end of the lease of a running attempt.
+/// `kinds` is a list separated by commas; empty: all. `message` is the id of the event's message, of which
+/// each webhook has one delivery; `event` is its number in the stream, the `id` of `GET /events`.
+/// `next_attempt_at` is also the end of the lease of a running attempt.
 const UP: &str = "
 CREATE TABLE webhooks (
     id               text PRIMARY KEY,

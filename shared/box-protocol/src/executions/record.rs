@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use agentbox_contracts::executions::{Execution, ExecutionStatus};
 use prost::Message as _;
 
+/// Before each record: its length and its CRC-32, each in 4 bytes, the lowest byte first.
 const HEADER: usize = 8;
+/// The kinds of records, in their first byte.
 const EXECUTION: u8 = 1;
 const FORGOTTEN: u8 = 2;
 
@@ -131,7 +133,7 @@ fn bounded(mut execution: Execution) -> Execution {
 }
 
 /// Cuts the arguments to `max` bytes together, each counted with its end.
-fn cut_command(command: &mut Vec<String>, max: usize) {
+pub(crate) fn cut_command(command: &mut Vec<String>, max: usize) {
     let mut left = max;
     let mut kept = 0;
     for argument in command.iter_mut() {
@@ -145,6 +147,7 @@ fn cut_command(command: &mut Vec<String>, max: usize) {
     command.truncate(kept);
 }
 
-fn cut(text: &mut String, max: usize) {
+/// Cuts a text to at most `max` bytes, in whole characters.
+pub(crate) fn cut(text: &mut String, max: usize) {
     text.truncate(text.floor_char_boundary(max));
 }

@@ -6,7 +6,7 @@
 use agentbox_contracts::executions::Execution;
 use prost::Message as _;
 
-use crate::executions::is_id;
+use crate::executions::{cut, cut_command, is_id};
 
 const PREFIX: &[u8] = b"execution ";
 const FORGOTTEN: &[u8] = b"execution-forgotten ";
@@ -52,13 +52,7 @@ pub fn decode_forgotten(text: &[u8]) -> Option<&str> {
 }
 
 fn shortened(mut execution: Execution) -> Execution {
-    let mut remaining = TEXT_BYTES;
-    execution.command.retain_mut(|argument| {
-        let is_kept = remaining > 0;
-        cut(argument, remaining);
-        remaining = remaining.saturating_sub(argument.len() + 1);
-        is_kept
-    });
+    cut_command(&mut execution.command, TEXT_BYTES);
     for text in [
         &mut execution.name,
         &mut execution.user,
@@ -75,11 +69,6 @@ fn shortened(mut execution: Execution) -> Execution {
         execution.labels.clear();
     }
     execution
-}
-
-fn cut(text: &mut String, limit: usize) {
-    let end = text.floor_char_boundary(limit);
-    text.truncate(end);
 }
 
 #[cfg(test)]

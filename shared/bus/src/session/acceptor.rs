@@ -51,7 +51,7 @@ impl<S: SessionRpc> Acceptor<S> {
     pub async fn next(&mut self) -> Option<Incoming<S>> {
         loop {
             let message = self.requests.next().await?;
-            // As of a forged request: its reply subject is not a session of an opener.
+            // The request is forged: its reply subject is not a session of an opener.
             let is_opener = |peer: &Subject| self.hub.is_peer(peer);
             let Some(peer) = message.reply.clone().filter(is_opener) else {
                 metrics::session_foreign_frame();

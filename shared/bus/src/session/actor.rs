@@ -27,7 +27,7 @@ use crate::metrics;
 
 /// How often deadlines are checked.
 const TICK: Duration = Duration::from_millis(25);
-/// How often deadlines of an established session are checked.
+/// How often they are checked later: only the accept frame of a new session needs the shorter tick.
 const SLOW_TICK: Duration = Duration::from_millis(250);
 
 pub(super) enum Inbound {
@@ -417,6 +417,7 @@ impl Actor {
         {
             self.publish(0, Kind::Ack).await;
         }
+        // The first frame of a server is never a ping: it accepts the session.
         if self
             .sent_at
             .is_none_or(|sent_at| now - sent_at >= PING_INTERVAL)

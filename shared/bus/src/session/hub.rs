@@ -70,9 +70,9 @@ impl Inner {
             .is_some_and(|prefix| subject.starts_with(prefix))
     }
 
-    /// Whether a process with the reply subject `from` may send `frame`. A peer sends only a reset
-    /// without one. JetStream delivers with one of its own or none, for a service that may not
-    /// publish to sessions.
+    /// Whether a process with the reply subject `from` may send `frame`. Of a peer, only a reset has no
+    /// reply subject. A service that may not publish to sessions could let JetStream deliver a frame here:
+    /// such a frame has a reply subject of JetStream's, or none.
     fn may_send(&self, frame: &Frame, from: Option<&str>) -> bool {
         match from {
             Some(from) => self.is_peer(from),

@@ -22,7 +22,7 @@ use crate::ports::{PortList, PortOutput};
 /// [`FromBox::Stderr`]; the result's own output is then empty.
 pub const MAX_INLINE_RESULT: usize = 256 * 1024;
 
-/// Gateway to exec-proxy.
+/// A message of the gateway to the exec-proxy, which passes it to the box.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToBox {
     /// Stdin, the content of a file, or bytes for a port.
@@ -36,7 +36,7 @@ pub enum ToBox {
     TakeInput,
 }
 
-/// Exec-proxy to gateway.
+/// A message of the exec-proxy to the gateway, mostly what the box has answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FromBox {
     /// The command of a streamed exec was started. It is not sent for one that could not be started.

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use agentbox_contracts::units::Bytes;
+use agentbox_runtime::conformance::boxd::exec;
 use agentbox_runtime::conformance::gvisor::on_gvisor;
-use agentbox_runtime::conformance::session::exec;
 use agentbox_runtime::conformance::{Subject, Violation, check, eventually};
 use agentbox_runtime::{ExitReason, NetworkPolicy, Runtime as _};
 use agentbox_runtime_containerd::{Config, Driver};

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use agentbox_contracts::units::Bytes;
-use agentbox_runtime::conformance::session::exec;
+use agentbox_runtime::conformance::boxd::exec;
 use agentbox_runtime::conformance::{Subject, Violation, check, eventually};
 use agentbox_runtime::{BoxPhase, BoxSpec, ExitReason, Runtime as _};
 use agentbox_runtime_containerd::{Config, Driver};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agentbox_runtime::conformance::session::exec;
+use agentbox_runtime::conformance::boxd::exec;
 use agentbox_runtime::{ExitReason, Runtime as _};
 
 use crate::cluster::{config, subject_with};

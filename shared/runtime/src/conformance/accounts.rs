@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use agentbox_contracts::files::file_request::Operation;
 use agentbox_contracts::files::{Archive, MakeDirectory, Read};
 
-use super::session::{boxd_of, exec};
+use super::boxd::{boxd_of, exec};
 use super::{Subject, Violation, check, executions, files};
 use crate::{BoxConnector, BoxPhase, BoxSpec, ExitReason, FailureReason, Runtime, SecurityContext};
 

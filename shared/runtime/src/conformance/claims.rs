@@ -6,7 +6,7 @@ use agentbox_box_protocol::client::connect;
 use agentbox_box_protocol::token::BoxToken;
 use agentbox_contracts::ids::UserId;
 
-use super::session::{exec, failed};
+use super::boxd::{exec, failed};
 use super::{Subject, Violation, check, eventually};
 use crate::{BoxConnector, BoxPhase, BoxSpec, Runtime, RuntimeError};
 
@@ -214,7 +214,7 @@ pub async fn two_claims_share_no_identity<D: Runtime + BoxConnector>(s: &Subject
         let (seen, code) = exec(s, mine, &["sh", "-c", IDENTITY]).await?;
         let lines: Vec<&str> = seen.lines().collect();
         let own = mine.id.as_str();
-        // An image has neither a machine id nor a seed, or an empty file.
+        // The image has no machine id, or an empty file of it; then the third line is a variable.
         check(
             code == 0 && lines.starts_with(&[own, own]) && !seen.contains("random-seed"),
             || seen.clone(),

@@ -44,7 +44,7 @@ pub async fn killed_box_keeps_its_unfinished_line<D: Runtime + BoxConnector>(
 ) -> Outcome {
     let spec = s.script("echo whole; printf 'unfinished €'; exec sleep 600");
     s.run(&spec).await?;
-    super::eventually("the unfinished line is kept", || async {
+    eventually("the unfinished line is kept", || async {
         let entries = s.first.last_output(&spec.id, 1_000).await?;
         Ok((entries.len() == 2).then_some(()))
     })
@@ -114,7 +114,7 @@ pub async fn stop_with_grace_lets_the_command_exit<D: Runtime + BoxConnector>(
 ) -> Outcome {
     let spec = s.script("trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.1; done");
     s.run(&spec).await?;
-    super::eventually("the command is up", || async {
+    eventually("the command is up", || async {
         let entries = s.first.last_output(&spec.id, 1_000).await?;
         Ok(entries
             .iter()

@@ -14,7 +14,7 @@ use agentbox_contracts::ids::ExecId;
 use futures::stream;
 use tonic::{Status, Streaming};
 
-use super::session::{boxd_of, boxd_through, error_code, failed, in_time};
+use super::boxd::{boxd_of, boxd_through, error_code, failed, in_time};
 use super::{Subject, Violation, check};
 use crate::{BoxConnector, BoxSpec, Runtime};
 
@@ -90,6 +90,7 @@ pub(super) async fn resume<D: Runtime + BoxConnector>(s: &Subject<D>, spec: &Box
     });
     let input = [Input::Data("line\n".into()), Input::End(())];
     call(&after, write, &input).await?;
+    // After the 6 bytes of "first\n".
     follow(&after, &id, 6, "second line\n").await?;
     let ended = end_of(&after, &id).await?;
     check(
@@ -134,7 +135,7 @@ pub(super) async fn run_as(
         Ok(answers) => answers,
         Err(status) => return Ok(Err(error_code(&status))),
     };
-    record(&mut started).await?;
+    read_execution(&mut started).await?;
     let ended = end_of(boxd, &id).await?;
     let read = ReadOutput {
         id,
@@ -218,7 +219,7 @@ async fn call(
         opened.map_err(failed)
     })
     .await?;
-    record(&mut answers).await
+    read_execution(&mut answers).await
 }
 
 /// Opens a call with all of its inputs.
@@ -239,7 +240,7 @@ async fn open(
     Ok(answers.into_inner())
 }
 
-async fn record(answers: &mut Streaming<ExecutionOutput>) -> Result<Execution, Violation> {
+async fn read_execution(answers: &mut Streaming<ExecutionOutput>) -> Result<Execution, Violation> {
     match next(answers).await? {
         Output::Execution(execution) => Ok(execution),
         other => Err(failed(format!("expected an execution, got {other:?}"))),

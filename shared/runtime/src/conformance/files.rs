@@ -13,8 +13,8 @@ use agentbox_contracts::files::{
 };
 use futures::stream;
 
+use super::boxd::{boxd_of, failed, in_time};
 use super::executions::run_as;
-use super::session::{boxd_of, failed, in_time};
 use super::{Subject, Violation, check};
 use crate::{BoxConnector, Runtime, SecurityContext};
 
@@ -32,12 +32,12 @@ pub async fn files_have_the_user_of_their_operation_and_replace_no_mount<
     let spec = s.spec();
     s.run(&spec).await?;
     let boxd = boxd_of(s, &spec).await?;
-    users(&boxd).await?;
-    mounts(&boxd).await
+    check_users(&boxd).await?;
+    check_mounts(&boxd).await
 }
 
-/// Root acts as itself, and as the users whom a request names.
-pub(super) async fn users(boxd: &BoxClient) -> Outcome {
+/// Checks that root acts as itself, and as the users whom a request names.
+pub(super) async fn check_users(boxd: &BoxClient) -> Outcome {
     for (user, path, ids) in [
         ("", "/tmp/own", (0, 0)),
         ("1234:5678", "/tmp/other", (1234, 5678)),
@@ -75,8 +75,8 @@ pub(super) async fn users(boxd: &BoxClient) -> Outcome {
     check(output == Ok("1234\n5678\n"), || format!("{run:?}"))
 }
 
-/// The files and directories that the driver mounts into each box.
-pub(super) async fn mounts(boxd: &BoxClient) -> Outcome {
+/// Checks that the files and directories that the driver mounts into each box are written in place only.
+pub(super) async fn check_mounts(boxd: &BoxClient) -> Outcome {
     for path in ["/etc/hosts", "/etc/resolv.conf", "/dev/null"] {
         let replaced = write(boxd, "", path, atomic(), "x").await?;
         fails(path, replaced, ErrorCode::NotReplaceable)?;

@@ -7,7 +7,7 @@ use agentbox_box_protocol::proto::{Empty, Resize, StartCommand, run_input::Input
 use agentbox_contracts::units::Bytes;
 use futures::future::try_join;
 
-use super::session::{Session, boxd_of, exec};
+use super::boxd::{RunningCommand, boxd_of, exec};
 use super::{Subject, TIMEOUT, Violation, check, executions, files, ports};
 use crate::{BoxConnector, BoxSpec, Runtime};
 
@@ -56,7 +56,7 @@ pub async fn command_on_gvisor_streams_stdin_and_stdout<D: Runtime + BoxConnecto
         stdin: true,
         ..command(&["cat"])
     };
-    let mut talk = Session::start(s, &spec, cat).await?;
+    let mut talk = RunningCommand::start(s, &spec, cat).await?;
     // Each line is echoed before the next one is sent.
     for question in ["one\n", "two\n", "three\n"] {
         talk.type_text(question)?;
@@ -86,7 +86,7 @@ pub async fn terminal_on_gvisor_has_size_and_control_keys<D: Runtime + BoxConnec
         tty: Some(size(80, 24)),
         ..command(&["sh"])
     };
-    let mut terminal = Session::start(s, &spec, shell).await?;
+    let mut terminal = RunningCommand::start(s, &spec, shell).await?;
     terminal.type_text("stty size\n")?;
     terminal.read_until("24 80").await?;
     terminal.send(Input::Resize(size(100, 40)))?;
@@ -111,8 +111,8 @@ pub async fn files_executions_and_ports_on_gvisor_work_as_elsewhere<D: Runtime +
     let spec = on_gvisor(s.spec());
     s.run(&spec).await?;
     let boxd = boxd_of(s, &spec).await?;
-    files::users(&boxd).await?;
-    files::mounts(&boxd).await?;
+    files::check_users(&boxd).await?;
+    files::check_mounts(&boxd).await?;
     ports::serve(&boxd).await?;
     executions::resume(s, &spec).await
 }

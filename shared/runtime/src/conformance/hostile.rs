@@ -11,7 +11,7 @@ use agentbox_box_protocol::tls;
 use agentbox_box_protocol::token::BoxToken;
 use tonic::Code;
 
-use super::session::{exec, failed};
+use super::boxd::{exec, failed};
 use super::{End, Subject, Violation, check};
 use crate::address_ranges::{EVERYWHERE, networks};
 use crate::{
@@ -47,6 +47,12 @@ pub fn python<D: Runtime + BoxConnector>(s: &Subject<D>, script: &str) -> BoxSpe
     let script = format!("{ATTEMPTS}{script}");
     spec.command = Some(vec!["python3".to_owned(), "-c".to_owned(), script]);
     spec
+}
+
+/// Gives the script its box's token reversed, so that the variable is not what the script searches for.
+fn insert_reversed_token(spec: &mut BoxSpec) {
+    let reversed: String = spec.boxd_token.chars().rev().collect();
+    spec.env.insert("NEKOT".to_owned(), reversed);
 }
 
 /// Checks that a script succeeded and that each of its attempts was refused.
@@ -122,8 +128,7 @@ pub async fn boxd_token_is_not_readable_in_the_box<D: Runtime + BoxConnector>(
 ) -> Outcome {
     let mut spec = python(s, include_str!("hostile/token.py"));
     "a-token-that-is-not-found-7f3a".clone_into(&mut spec.boxd_token);
-    let backwards: String = spec.boxd_token.chars().rev().collect();
-    spec.env.insert("NEKOT".to_owned(), backwards);
+    insert_reversed_token(&mut spec);
     let end = s.run_to_end(&spec).await?;
     // The control: the script finds the token in a file that it wrote itself.
     check(
@@ -138,8 +143,7 @@ pub async fn boxd_refuses_calls_without_token<D: Runtime + BoxConnector>(
     s: &Subject<D>,
 ) -> Outcome {
     let mut spec = python(s, include_str!("hostile/boxd.py"));
-    let backwards: String = spec.boxd_token.chars().rev().collect();
-    spec.env.insert("NEKOT".to_owned(), backwards);
+    insert_reversed_token(&mut spec);
     let end = s.run_to_end(&spec).await?;
     let expected = "no token: none\nwrong token: none\nempty token: none\n\
                     right token: none\ndone";

@@ -6,7 +6,7 @@ use agentbox_box_protocol::client::connect;
 use agentbox_box_protocol::token::BoxToken;
 use futures::StreamExt as _;
 
-use super::session::failed;
+use super::boxd::failed;
 use super::{Subject, Violation, check, eventually};
 use crate::{BoxConnector, BoxPhase, Runtime, RuntimeError};
 

@@ -5,7 +5,7 @@ use agentbox_contracts::units::Bytes;
 use futures::StreamExt as _;
 use futures::future::try_join;
 
-use super::session::{Session, exec};
+use super::boxd::{RunningCommand, exec};
 use super::{Subject, Violation, check, eventually};
 use crate::{BoxConnector, BoxPhase, ExitReason, Runtime};
 
@@ -206,7 +206,7 @@ async fn full_box_leaves_another_its_objects<D: Runtime + BoxConnector>(
     let (full, other) = (python(), python());
     s.run(&full).await?;
     s.run(&other).await?;
-    let mut filling = Session::start(s, &full, command(&take(all))).await?;
+    let mut filling = RunningCommand::start(s, &full, command(&take(all))).await?;
     filling.read_until("done").await?;
     let (output, code) = exec(s, &other, &take(some)).await?;
     check(code == 0, || {
@@ -265,7 +265,7 @@ async fn bombs_in_a_box<D: Runtime + BoxConnector>(
             stdin: has_terminal,
             ..command(&words)
         };
-        let mut bomb = Session::start(s, &spec, start).await?;
+        let mut bomb = RunningCommand::start(s, &spec, start).await?;
         bomb.read_until("full").await?;
         for _ in 0..2 {
             let (_, code) = exec(s, &spec, &["true"]).await?;

@@ -9,7 +9,7 @@ use agentbox_contracts::ports::port_output::Output;
 use agentbox_contracts::ports::{ConnectPort, PortInput};
 use futures::stream;
 
-use super::session::{boxd_of, error_code, failed, in_time};
+use super::boxd::{boxd_of, error_code, failed, in_time};
 use super::{Subject, Violation, check, eventually, executions, files};
 use crate::{BoxConnector, Runtime};
 

@@ -2,7 +2,7 @@
 
 use agentbox_contracts::units::Bytes;
 
-use super::session::exec;
+use super::boxd::exec;
 use super::{Subject, Violation, check};
 use crate::{BoxConnector, ExitReason, Runtime, SecurityContext};
 

@@ -13,7 +13,7 @@ use super::names::{check_target, names};
 use super::{Unpacking, refused};
 
 impl Unpacking<'_> {
-    pub fn symbolic_link(
+    pub fn unpack_symbolic_link(
         &self,
         entry: &Entry,
         directory: OwnedFd,
@@ -28,7 +28,7 @@ impl Unpacking<'_> {
         self.set_owner(entry, &made.directory, name, FileType::Symlink)
     }
 
-    pub fn hard_link(&self, entry: &Entry, directory: OwnedFd, name: &[u8]) -> Result<()> {
+    pub fn unpack_hard_link(&self, entry: &Entry, directory: OwnedFd, name: &[u8]) -> Result<()> {
         let target = names(&entry.link).map_err(|rule| refused(entry, rule))?;
         let Some((last, parents)) = target.split_last() else {
             return Err(refused(entry, "is a hard link to no file"));

@@ -16,7 +16,7 @@ use prost::Message as _;
 
 use crate::archive::chunks::{Chunks, Messages};
 use crate::archive::executions::record::{Ending, Records};
-use crate::archive::store::{Archive, ArchiveError, bounded};
+use crate::archive::store::{Archive, ArchiveError, within_deadline};
 
 const FORMAT: &str = "format";
 const FORMAT_1: &str = "1";
@@ -119,7 +119,7 @@ impl Archive {
     /// # Errors
     /// When the object store fails or misses the deadline.
     pub async fn has_room_for_output(&self) -> Result<bool, ArchiveError> {
-        let stream = bounded(
+        let stream = within_deadline(
             "open the bucket",
             self.bus.jetstream().get_stream(OUTPUT_STREAM),
         )

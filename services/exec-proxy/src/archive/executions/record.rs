@@ -16,7 +16,7 @@ const RECORD_BYTES: usize = 64 * 1024;
 /// The size limit of the command in a record, in bytes.
 const COMMAND_BYTES: usize = 4096;
 
-/// How an environment ends, for the executions that its end interrupts.
+/// How an environment has ended, for the executions that its end has interrupted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ending {
     /// The status reason of the environment; may be empty.
@@ -25,7 +25,8 @@ pub struct Ending {
     pub ended_unix_nanos: Option<i64>,
 }
 
-/// The record with a command of at most [`COMMAND_BYTES`]. `None`: boxd has not made it.
+/// The record with a command of at most [`COMMAND_BYTES`]; `None` for a record that boxd cannot have
+/// written.
 #[must_use]
 pub fn bounded(mut execution: Execution) -> Option<Execution> {
     execution.id.parse::<ExecId>().ok()?;
@@ -102,6 +103,7 @@ pub fn merge(stored: Vec<Execution>, newer: Vec<Execution>) -> Vec<Execution> {
     records.into_vec()
 }
 
+/// Whether the newer of two records of one execution is kept.
 fn replaces(newer: &Execution, stored: &Execution) -> bool {
     let bytes = |of: &Execution| of.stdout_bytes.saturating_add(of.stderr_bytes);
     stored.status().is_active() && (!newer.status().is_active() || bytes(newer) > bytes(stored))

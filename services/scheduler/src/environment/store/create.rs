@@ -61,6 +61,7 @@ fn body_hash(secret: &MasterSecret, environment: &Environment) -> Result<String,
     Ok(hex::encode(secret.digest(Purpose::RequestBody, &body)))
 }
 
+/// What the environments of `owner` that have not ended have reserved.
 pub(super) async fn usage(
     transaction: &DatabaseTransaction,
     owner: &UserId,
@@ -264,6 +265,8 @@ pub(super) async fn replay(
     get(connection, &id).await
 }
 
+/// Inserts the environment, its place in the reconcile queue, its outbox rows and its idempotency key, in
+/// one statement.
 pub(super) async fn insert(
     transaction: &DatabaseTransaction,
     secret: &MasterSecret,

@@ -23,7 +23,7 @@ use super::{Params, Store, StoreError};
 
 /// The plain text of the column `sealed`, as JSON.
 #[derive(Serialize, Deserialize)]
-struct Login {
+struct PlainCredential {
     username: String,
     password: String,
 }
@@ -33,7 +33,7 @@ fn bound_name(owner: &UserId, registry: &str) -> String {
     format!("{owner}/{registry}")
 }
 
-fn unsealable(owner: &UserId, registry: &str, source: SecretError) -> StoreError {
+fn sealing_error(owner: &UserId, registry: &str, source: SecretError) -> StoreError {
     StoreError::SealedCredential {
         name: bound_name(owner, registry),
         source,
@@ -49,8 +49,8 @@ fn open(
     let name = bound_name(owner, registry);
     let plain = secret
         .open(Purpose::RegistryCredential, &name, sealed)
-        .map_err(|source| unsealable(owner, registry, source))?;
-    let Login { username, password } = serde_json::from_slice(&plain)?;
+        .map_err(|source| sealing_error(owner, registry, source))?;
+    let PlainCredential { username, password } = serde_json::from_slice(&plain)?;
     Ok(RegistryCredential { username, password })
 }
 
@@ -73,7 +73,7 @@ impl Store {
         registry: &str,
         credential: &RegistryCredential,
     ) -> Result<EnvironmentId, StoreError> {
-        let plain = serde_json::to_vec(&Login {
+        let plain = serde_json::to_vec(&PlainCredential {
             username: credential.username.clone(),
             password: credential.password.clone(),
         })?;
@@ -81,7 +81,7 @@ impl Store {
         let sealed = self
             .secret
             .seal(Purpose::RegistryCredential, &name, &plain)
-            .map_err(|source| unsealable(owner, registry, source))?;
+            .map_err(|source| sealing_error(owner, registry, source))?;
         set_credential(&self.database, owner, registry, sealed)
             .instrument(span!(INSERT registry_credentials))
             .await

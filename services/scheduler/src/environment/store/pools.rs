@@ -23,10 +23,13 @@ use super::outbox::insert_outbox_rows;
 use super::{Params, Store, StoreError};
 use crate::environment::record::CorruptRow;
 
-/// The advisory lock of the changes of pools.
+/// The advisory lock of the changes of pools. All pools share one, because their number is bounded.
 const POOLS_LOCK: i32 = 3;
 /// The outcome of a request that got a box. Other outcomes are the reasons of misses.
 pub(super) const CLAIMED: &str = "claimed";
+
+const COLUMNS: &str = "name, spec, source, revision, target, failures, retry_at, last_error,
+    created_at, updated_at";
 
 /// A pool, with the columns that only the scheduler reads.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,9 +55,6 @@ pub(super) fn outcome(pool: &PoolUse) -> &'static str {
 fn outbox_id() -> EnvironmentId {
     EnvironmentId::from_hash([0; RANDOM_LEN])
 }
-
-const COLUMNS: &str = "name, spec, source, revision, target, failures, retry_at, last_error,
-    created_at, updated_at";
 
 fn pool_row(row: &QueryResult) -> Result<PoolRow, StoreError> {
     let name: String = row.try_get("", "name")?;
@@ -85,8 +85,9 @@ fn pool_row(row: &QueryResult) -> Result<PoolRow, StoreError> {
     })
 }
 
-/// Resources as they are compared: the same size in another notation is the same box.
-fn canonical(spec: &PoolSpec, resources: ResourceRequest) -> PoolSpec {
+/// The spec with these resources, in their canonical form: the same size in another notation is the same
+/// box.
+fn with_resources(spec: &PoolSpec, resources: ResourceRequest) -> PoolSpec {
     PoolSpec {
         resources,
         ..spec.clone()
@@ -226,7 +227,7 @@ impl Store {
         resources: ResourceRequest,
         source: PoolSource,
     ) -> Result<(bool, EnvironmentId), StoreError> {
-        let spec = canonical(spec, resources);
+        let spec = with_resources(spec, resources);
         let set = async {
             let transaction = begin(&self.database).await?;
             advisory_lock(&transaction, POOLS_LOCK, "").await?;

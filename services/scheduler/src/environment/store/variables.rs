@@ -45,19 +45,19 @@ impl Variables {
         let plain = serde_json::to_vec(self)?;
         let sealed = secret
             .seal(Purpose::Variables, id, &plain)
-            .map_err(|source| unsealable(id, source))?;
+            .map_err(|source| sealing_error(id, source))?;
         Ok(Some(sealed))
     }
 
     fn open(secret: &MasterSecret, id: &str, sealed: &[u8]) -> Result<Self, StoreError> {
         let plain = secret
             .open(Purpose::Variables, id, sealed)
-            .map_err(|source| unsealable(id, source))?;
+            .map_err(|source| sealing_error(id, source))?;
         Ok(serde_json::from_slice(&plain)?)
     }
 }
 
-fn unsealable(id: &str, source: SecretError) -> StoreError {
+fn sealing_error(id: &str, source: SecretError) -> StoreError {
     StoreError::Sealed {
         id: id.to_owned(),
         source,

@@ -31,9 +31,9 @@ pub(super) enum Protocol {
 }
 
 /// Looks up variables. An empty value counts as absent, as the standard requires.
-pub(super) struct Environment<F>(pub(super) F);
+pub(super) struct OtelVariables<F>(pub(super) F);
 
-impl<F: Fn(&str) -> Option<String>> Environment<F> {
+impl<F: Fn(&str) -> Option<String>> OtelVariables<F> {
     fn get(&self, name: &str) -> Option<String> {
         (self.0)(name).filter(|value| !value.trim().is_empty())
     }
@@ -128,7 +128,7 @@ mod tests {
             let found = variables.iter().find(|(known, _)| *known == name);
             found.map(|(_, value)| (*value).to_owned())
         };
-        Environment(lookup)
+        OtelVariables(lookup)
             .protocol()
             .map_err(|error| error.to_string())
     }
@@ -189,13 +189,13 @@ mod tests {
             let name = resource.get(&opentelemetry::Key::new("service.name"));
             name.map(|name| name.to_string())
         };
-        let plain = Environment(|_: &str| None);
+        let plain = OtelVariables(|_: &str| None);
         assert_eq!(
             name_of(plain.resource("agentbox-auth", vec![])).as_deref(),
             Some("agentbox-auth")
         );
         let named =
-            Environment(|name: &str| (name == "OTEL_SERVICE_NAME").then(|| "mine".to_owned()));
+            OtelVariables(|name: &str| (name == "OTEL_SERVICE_NAME").then(|| "mine".to_owned()));
         assert_eq!(
             name_of(named.resource("agentbox-auth", vec![])).as_deref(),
             Some("mine")

@@ -1,4 +1,4 @@
-//! A command in a running box, through its boxd, as the exec-proxy runs one.
+//! The boxd of a running box, and a command through it, as the exec-proxy runs one.
 
 use std::fmt::Display;
 
@@ -15,6 +15,7 @@ use tonic::{Status, Streaming};
 use super::{Subject, TIMEOUT, Violation};
 use crate::{BoxConnector, BoxPhase, BoxSpec, Runtime};
 
+/// The violation that an error is.
 pub(super) fn failed(error: impl Display) -> Violation {
     Violation(error.to_string())
 }
@@ -68,9 +69,9 @@ pub(super) fn error_code(status: &Status) -> String {
     code.unwrap_or(status.message()).to_owned()
 }
 
-/// One command and its streams.
+/// A command that boxd runs, and its streams.
 #[derive(Debug)]
-pub struct Session {
+pub struct RunningCommand {
     inputs: UnboundedSender<RunInput>,
     outputs: Streaming<RunOutput>,
     /// The standard output that [`Self::read_until`] has not passed yet.
@@ -78,7 +79,7 @@ pub struct Session {
     _boxd: BoxClient,
 }
 
-impl Session {
+impl RunningCommand {
     /// # Errors
     /// When the box does not run or its boxd does not answer.
     pub async fn start<D: Runtime + BoxConnector>(
@@ -189,7 +190,7 @@ impl Session {
 /// Runs a command; returns its standard output and exit code.
 ///
 /// # Errors
-/// As [`Session`]'s.
+/// As [`RunningCommand`]'s.
 pub async fn exec<D: Runtime + BoxConnector>(
     s: &Subject<D>,
     spec: &BoxSpec,
@@ -199,5 +200,5 @@ pub async fn exec<D: Runtime + BoxConnector>(
         command: command.iter().map(|&word| word.to_owned()).collect(),
         ..Default::default()
     };
-    Session::start(s, spec, command).await?.end().await
+    RunningCommand::start(s, spec, command).await?.end().await
 }
