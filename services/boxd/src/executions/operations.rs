@@ -203,17 +203,21 @@ async fn write_stdin(
     mut inputs: Streaming<ExecutionInput>,
     close: bool,
 ) -> Result<(), Status> {
+    execution.process()?;
     while let Some(message) = inputs.message().await? {
-        let process = execution.process()?;
         match message.input {
             Some(Input::Data(data)) => {
-                let written = process.write_stdin(&data).await;
+                let written = execution.process()?.write_stdin(&data).await;
                 written.map_err(|StdinClosed| no_stdin(execution))?;
             }
             Some(Input::End(())) => {
-                if close {
-                    let ended = process.end_stdin().await;
-                    ended.map_err(|StdinClosed| no_stdin(execution))?;
+                // A command that has ended since has read its input as far as it wanted.
+                if close
+                    && let Ok(process) = execution.process()
+                    && process.end_stdin().await.is_err()
+                    && execution.process().is_ok()
+                {
+                    return Err(no_stdin(execution));
                 }
                 return Ok(());
             }

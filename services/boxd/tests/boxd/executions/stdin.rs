@@ -81,6 +81,20 @@ async fn write_without_an_open_stdin_is_refused_with_the_reason() {
 }
 
 #[tokio::test]
+async fn input_that_ends_after_the_command_has_read_it_and_ended_is_written() {
+    let (_boxd, client) = TestBox::idle().await;
+    for close in [false, true] {
+        let id = started(&client, with_stdin(script("read line; echo got $line"))).await;
+        let follower = follow(&client, &id, None).await;
+        let mut call = open(&client, &id, close).await.unwrap();
+        call.send(Input::Data("one\n".into())).await;
+        assert_eq!(follower.finish().await.text(), "got one\n");
+        call.send(Input::End(())).await;
+        assert_eq!(call.record().await.unwrap().exit_code, Some(0), "{close}");
+    }
+}
+
+#[tokio::test]
 async fn unread_stdin_is_held_back_until_the_command_ends() {
     let (boxd, client) = TestBox::idle().await;
     let id = started(&client, with_stdin(command(&["sleep", "1000"]))).await;
