@@ -1,6 +1,6 @@
 //! A command that a caller started: its process, stdin and terminal.
 //!
-//! [`Starter`] is the one place that starts commands of callers. [`supervise`] awaits their end
+//! [`Starter`] is the one place that starts commands of callers. [`supervise()`] awaits their end
 //! and moves their output into an [`OutputStore`]: that of a [`crate::run`] has one reader, that
 //! of an execution ([`crate::executions`]) any number.
 //!

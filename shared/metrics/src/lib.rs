@@ -4,7 +4,7 @@
 //! * [`definition`]: what a metric is, and the macro [`metrics!`] that defines those of a crate.
 //! * [`instruments`]: how it is recorded.
 //! * [`catalog`]: the metrics of this process.
-//! * [`reference`]: `docs/metrics.md`, which is generated from the definitions.
+//! * [`mod@reference`]: `docs/metrics.md`, which is generated from the definitions.
 //!
 //! * I1. Every name begins with `agentbox_` and ends with its unit; a counter ends with `_total`.
 //! * I2. The values of a label are a closed list, or bounded by something that its definition names.

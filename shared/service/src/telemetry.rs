@@ -2,7 +2,7 @@
 //! `OTEL_EXPORTER_OTLP_ENDPOINT`) name a collector. Without one, trace ids are still created,
 //! so that logs and responses contain them.
 //!
-//! * [`otel_variables`]: reads the variables.
+//! * [`mod@otel_variables`]: reads the variables.
 //! * [`export`]: the queue to the collector.
 //! * [`relayed`]: spans exported on behalf of a program without a collector.
 //! * [`statements`]: the durations of statements to Postgres, from their spans.

@@ -49,7 +49,7 @@ pub struct Prepared {
     merge_stderr: bool,
 }
 
-/// A started process, for [`super::supervise`].
+/// A started process, for [`super::supervise()`].
 pub struct Launched {
     pub process: Arc<Process>,
     pub child: Child,
