@@ -1,6 +1,6 @@
 //! A replica of webhooks with its stores, the services around it, and a receiver.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -26,15 +26,23 @@ use chrono::Utc;
 
 /// The deployment's secret.
 const SECRET: &str = "c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8";
-pub const DEADLINE: Duration = Duration::from_secs(60);
+/// Longer than two times after which an event is delivered again.
+pub const DEADLINE: Duration = Duration::from_secs(120);
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// A part of the message of a call that got no connection to Postgres.
+const NO_CONNECTION: &str = "the database cannot be reached";
+/// Lets webhooks reach the receivers of the tests.
+pub const ALLOWED_NETWORKS: (&str, &str) = ("AGENTBOX_WEBHOOK_ALLOWED_NETWORKS", "127.0.0.0/8");
 
-/// A free port below the range of ephemeral ports.
-fn free_port() -> u16 {
+/// A free address of the loopback, below the range of ephemeral ports. It is random, so no other test gets
+/// it while a killed replica does not listen.
+fn free_address() -> SocketAddr {
     loop {
+        let [a, b] = rand::random::<[u8; 2]>();
         let port = 20_000 + rand::random::<u16>() % 10_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
+        let address = SocketAddr::from((Ipv4Addr::new(127, 1, a, b), port));
+        if TcpListener::bind(address).is_ok() {
+            return address;
         }
     }
 }
@@ -54,7 +62,7 @@ async fn connect(nats: &NatsEndpoint, service: &'static str) -> Bus {
 
 pub struct World {
     process: Child,
-    port: u16,
+    admin: SocketAddr,
     database_url: String,
     postgres: PostgresEndpoint,
     environment: Vec<(&'static str, String)>,
@@ -67,7 +75,7 @@ pub struct World {
 impl World {
     /// Starts webhooks, which may reach the loopback and repeats failed deliveries at once.
     pub async fn start() -> Self {
-        Self::with(&[("AGENTBOX_WEBHOOK_ALLOWED_NETWORKS", "127.0.0.0/8")]).await
+        Self::with(&[ALLOWED_NETWORKS]).await
     }
 
     /// Starts webhooks with further variables in `environment`.
@@ -78,10 +86,10 @@ impl World {
             .iter()
             .map(|(name, value)| (*name, (*value).to_owned()))
             .collect();
-        let port = free_port();
+        let admin = free_address();
         let world = Self {
-            process: spawn(&nats, port, &postgres.url, &environment),
-            port,
+            process: spawn(&nats, admin, &postgres.url, &environment),
+            admin,
             database_url: postgres.url,
             postgres: postgres.endpoint,
             environment,
@@ -95,7 +103,7 @@ impl World {
     }
 
     async fn wait_ready(&self) {
-        let url = format!("http://127.0.0.1:{}/health/ready", self.port);
+        let url = format!("http://{}/health/ready", self.admin);
         eventually("webhooks is ready", DEADLINE, async || {
             let answer = reqwest::get(&url).await;
             answer.is_ok_and(|answer| answer.status().is_success())
@@ -107,13 +115,25 @@ impl World {
     pub async fn restart_after_kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
-        self.process = spawn(&self.nats, self.port, &self.database_url, &self.environment);
+        self.process = spawn(
+            &self.nats,
+            self.admin,
+            &self.database_url,
+            &self.environment,
+        );
         self.wait_ready().await;
     }
 
-    /// Calls a method as the gateway.
+    /// Calls a method as the gateway. A call that got no connection to Postgres within 2 s is repeated:
+    /// Postgres runs, so that is a machine that stalls.
     pub async fn call<R: Rpc>(&self, request: R::Request) -> Result<R::Reply, Error> {
-        self.gateway.call::<R>(&request, CALL_DEADLINE).await
+        eventually_some("the call is served", DEADLINE, async || {
+            match self.gateway.call::<R>(&request, CALL_DEADLINE).await {
+                Err(error) if error.message.contains(NO_CONNECTION) => None,
+                answered => Some(answered),
+            }
+        })
+        .await
     }
 
     /// A connection to NATS as another service.
@@ -189,7 +209,7 @@ impl Drop for World {
 
 fn spawn(
     nats: &NatsEndpoint,
-    port: u16,
+    admin: SocketAddr,
     database_url: &str,
     environment: &[(&'static str, String)],
 ) -> Child {
@@ -204,13 +224,13 @@ fn spawn(
         .env("AGENTBOX_NATS_URL", &nats.url)
         .env("AGENTBOX_NATS_USER", "webhooks")
         .env("AGENTBOX_NATS_PASSWORD", &nats.passwords["webhooks"])
-        .env("AGENTBOX_ADMIN_LISTEN", format!("127.0.0.1:{port}"))
+        .env("AGENTBOX_ADMIN_LISTEN", admin.to_string())
         .env("AGENTBOX_DATABASE_URL", database_url)
         .env("AGENTBOX_WEBHOOKS_SECRET", SECRET)
         .env("AGENTBOX_WEBHOOK_FIRST_RETRY", "0")
         .env("AGENTBOX_WEBHOOK_ATTEMPTS", "3")
-        // The deliveries of a killed replica are due again after five times as long.
-        .env("AGENTBOX_WEBHOOK_TIMEOUT", "5")
+        // A machine that stalls ends no attempt, so the tests can count attempts.
+        .env("AGENTBOX_WEBHOOK_TIMEOUT", "60")
         .env("AGENTBOX_SWEEP_INTERVAL", "1")
         .envs(environment.iter().map(|(name, value)| (*name, value)))
         .stdin(Stdio::null())
