@@ -1,6 +1,8 @@
 //! A replica of webhooks with its stores, the services around it, and a receiver.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::fs::File;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::MetadataExt as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -34,15 +36,22 @@ const NO_CONNECTION: &str = "the database cannot be reached";
 /// Lets webhooks reach the receivers of the tests.
 pub const ALLOWED_NETWORKS: (&str, &str) = ("AGENTBOX_WEBHOOK_ALLOWED_NETWORKS", "127.0.0.0/8");
 
-/// A free address of the loopback, below the range of ephemeral ports. It is random, so no other test gets
-/// it while a killed replica does not listen.
-fn free_address() -> SocketAddr {
+/// Reserves a free port below the range of ephemeral ports. Like those of `agentbox-local`, it is locked by
+/// a file until that is closed, so no other test takes it while the replica does not listen.
+fn reserve_port() -> (u16, File) {
+    let user = std::fs::metadata("/proc/self").unwrap().uid();
+    let directory = std::env::temp_dir().join(format!("agentbox-ports-{user}"));
+    std::fs::create_dir_all(&directory).unwrap();
     loop {
-        let [a, b] = rand::random::<[u8; 2]>();
         let port = 20_000 + rand::random::<u16>() % 10_000;
-        let address = SocketAddr::from((Ipv4Addr::new(127, 1, a, b), port));
-        if TcpListener::bind(address).is_ok() {
-            return address;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(directory.join(port.to_string()))
+            .unwrap();
+        if file.try_lock().is_ok() && TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return (port, file);
         }
     }
 }
@@ -62,7 +71,8 @@ async fn connect(nats: &NatsEndpoint, service: &'static str) -> Bus {
 
 pub struct World {
     process: Child,
-    admin: SocketAddr,
+    port: u16,
+    _port_lock: File,
     database_url: String,
     postgres: PostgresEndpoint,
     environment: Vec<(&'static str, String)>,
@@ -86,10 +96,11 @@ impl World {
             .iter()
             .map(|(name, value)| (*name, (*value).to_owned()))
             .collect();
-        let admin = free_address();
+        let (port, port_lock) = reserve_port();
         let world = Self {
-            process: spawn(&nats, admin, &postgres.url, &environment),
-            admin,
+            process: spawn(&nats, port, &postgres.url, &environment),
+            port,
+            _port_lock: port_lock,
             database_url: postgres.url,
             postgres: postgres.endpoint,
             environment,
@@ -103,7 +114,7 @@ impl World {
     }
 
     async fn wait_ready(&self) {
-        let url = format!("http://{}/health/ready", self.admin);
+        let url = format!("http://127.0.0.1:{}/health/ready", self.port);
         eventually("webhooks is ready", DEADLINE, async || {
             let answer = reqwest::get(&url).await;
             answer.is_ok_and(|answer| answer.status().is_success())
@@ -115,12 +126,7 @@ impl World {
     pub async fn restart_after_kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
-        self.process = spawn(
-            &self.nats,
-            self.admin,
-            &self.database_url,
-            &self.environment,
-        );
+        self.process = spawn(&self.nats, self.port, &self.database_url, &self.environment);
         self.wait_ready().await;
     }
 
@@ -209,7 +215,7 @@ impl Drop for World {
 
 fn spawn(
     nats: &NatsEndpoint,
-    admin: SocketAddr,
+    port: u16,
     database_url: &str,
     environment: &[(&'static str, String)],
 ) -> Child {
@@ -224,7 +230,7 @@ fn spawn(
         .env("AGENTBOX_NATS_URL", &nats.url)
         .env("AGENTBOX_NATS_USER", "webhooks")
         .env("AGENTBOX_NATS_PASSWORD", &nats.passwords["webhooks"])
-        .env("AGENTBOX_ADMIN_LISTEN", admin.to_string())
+        .env("AGENTBOX_ADMIN_LISTEN", format!("127.0.0.1:{port}"))
         .env("AGENTBOX_DATABASE_URL", database_url)
         .env("AGENTBOX_WEBHOOKS_SECRET", SECRET)
         .env("AGENTBOX_WEBHOOK_FIRST_RETRY", "0")
