@@ -28,8 +28,9 @@ const ACK_WAIT: Duration = Duration::from_secs(30);
 const MAX_ACK_PENDING: i64 = 256;
 /// The deadline of a request to NATS.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
-/// How much longer a pull may take. After that, the message about its end was lost.
-const PULL_GRACE: Duration = Duration::from_secs(1);
+/// How much longer a pull may take. After that, the message about its end was lost. An event that arrives
+/// later is delivered again only after [`ACK_WAIT`], after events that follow it.
+const PULL_GRACE: Duration = Duration::from_secs(5);
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
 

@@ -187,16 +187,23 @@ mod tests {
         assert_eq!(log, "out\nerr\n");
     }
 
+    /// Waits until the process has succeeded, and its output is in the log.
+    async fn expect_log(spec: &ProcessSpec, mut running: RunningProcess, expected: &str) {
+        assert!(running.wait().await.unwrap().success());
+        let within = Duration::from_secs(30);
+        agentbox_testing::eventually("the output is in the log", within, async || {
+            std::fs::read_to_string(&spec.log).unwrap() == expected
+        })
+        .await;
+    }
+
     #[tokio::test]
     async fn program_override_is_started_once_its_file_exists() {
         let dir = tempfile::tempdir().unwrap();
         let mut spec = spec(dir.path(), "echo shell", Duration::from_secs(5));
         spec.program_override = Some(dir.path().join("override"));
         for expected in ["shell\n", "shell\n-c echo shell\n"] {
-            let mut running = spec.start().unwrap();
-            assert!(running.wait().await.unwrap().success());
-            running.drain_output().await;
-            assert_eq!(std::fs::read_to_string(&spec.log).unwrap(), expected);
+            expect_log(&spec, spec.start().unwrap(), expected).await;
             std::os::unix::fs::symlink("/bin/echo", dir.path().join("override")).ok();
         }
     }
@@ -213,10 +220,7 @@ mod tests {
         let file = dir.path().join("further.env");
         spec.environment_file = Some(file.clone());
         for expected in ["own none\n", "own none\nown file=1\n"] {
-            let mut running = spec.start().unwrap();
-            assert!(running.wait().await.unwrap().success());
-            running.drain_output().await;
-            assert_eq!(std::fs::read_to_string(&spec.log).unwrap(), expected);
+            expect_log(&spec, spec.start().unwrap(), expected).await;
             std::fs::write(&file, "A=file\nB=file=1\n").unwrap();
         }
     }

@@ -24,8 +24,9 @@ const READING: &str = "reading events";
 const ACK_WAIT: Duration = Duration::from_secs(30);
 /// Events that may be delivered and not acknowledged, over all replicas.
 const MAX_ACK_PENDING: i64 = 1_000;
-/// How much longer a pull may take. After that, the message about its end was lost.
-const PULL_GRACE: Duration = Duration::from_secs(1);
+/// How much longer a pull may take. After that, the message about its end was lost. An event that arrives
+/// later is delivered again only after [`ACK_WAIT`], after events that follow it.
+const PULL_GRACE: Duration = Duration::from_secs(5);
 
 /// The events that the service has not processed.
 pub struct EventQueue {

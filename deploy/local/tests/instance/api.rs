@@ -117,6 +117,30 @@ impl Api {
         (status, serde_json::from_str(&text).unwrap_or_default())
     }
 
+    /// Sends a request until it is answered with neither 502, 503 nor 504, as a part of the system that
+    /// stalls lets the gateway answer. It must be idempotent. Gives status and body.
+    pub async fn served(&self, method: Method, path: &str, body: Option<Value>) -> (u16, Value) {
+        let begun = Instant::now();
+        loop {
+            let (status, answer) = self.once(method.clone(), path, body.clone()).await;
+            if !matches!(status, 502..=504) {
+                return (status, answer);
+            }
+            assert!(
+                begun.elapsed() < DEADLINE,
+                "{method} {path} is not served after {:?}: {answer}",
+                begun.elapsed()
+            );
+            self.retries.set(self.retries.get() + 1);
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    /// Sends a POST that takes effect once, with any number of retries: `key` is its idempotency key.
+    pub async fn post_once(&self, path: &str, body: Value, key: &str) -> Value {
+        self.ask(Method::POST, path, Some(body), Some(key)).await
+    }
+
     async fn ask(
         &self,
         method: Method,

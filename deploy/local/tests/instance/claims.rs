@@ -33,8 +33,9 @@ async fn define_pool(api: &Api, boxes: u64) {
         "min_ready": boxes,
         "max_ready": boxes,
     });
-    let (code, answer) = api.once(Method::PUT, POOL, Some(pool)).await;
-    assert_eq!(code, 201, "{answer}");
+    let (code, answer) = api.served(Method::PUT, POOL, Some(pool)).await;
+    // A request that was not served may have defined it.
+    assert!(matches!(code, 200 | 201), "{code}: {answer}");
 }
 
 /// The pool at `path`, when it has `boxes` ready ones, or more by its demand.
@@ -58,10 +59,8 @@ async fn create_in_ready_box(
     loop {
         let pool = ready_pool(api, path, boxes).await;
         let hit = json!({ "name": pool["name"], "hit": true });
-        let (code, answer) = api
-            .once(Method::POST, "/environments", Some(body.clone()))
-            .await;
-        assert_eq!(code, 201, "{answer}");
+        let key = format!("ready-{}", created.len());
+        let answer = api.post_once("/environments", body.clone(), &key).await;
         created.push(answer["id"].as_str().unwrap().to_owned());
         if answer["status"] == "running" && answer["pool"] == hit {
             return (answer, created);
@@ -71,8 +70,9 @@ async fn create_in_ready_box(
 }
 
 async fn delete_pool(api: &Api, system: &System) {
-    let (code, answer) = api.once(Method::DELETE, POOL, None).await;
-    assert_eq!(code, 204, "{answer}");
+    let (code, answer) = api.served(Method::DELETE, POOL, None).await;
+    // A request that was not served may have deleted it.
+    assert!(matches!(code, 204 | 404), "{code}: {answer}");
     let containerd = system.containerd.clone().unwrap();
     eventually("no box is left", DEADLINE, async || {
         leftover_boxes(&containerd).await.is_empty()
@@ -133,7 +133,7 @@ async fn first_create_on_a_new_instance_gets_one_of_two_ready_boxes() {
     let script = "python -c 'import os; print(os.environ[\"MY_VAR\"])'";
     let printed = api.exec(claimed["id"].as_str().unwrap(), script).await;
     assert_eq!(printed["stdout"], "my-value\n", "{printed}");
-    let (code, refused) = api.once(Method::DELETE, "/pools/python", None).await;
+    let (code, refused) = api.served(Method::DELETE, "/pools/python", None).await;
     assert_eq!(code, 409, "{refused}");
     for id in &created {
         api.delete(id).await;

@@ -16,7 +16,7 @@ const WAIT: Duration = Duration::from_secs(1);
 
 /// The ids of the events that the API lists from a time on.
 async fn listed(api: &Api, from: Option<DateTime<Utc>>) -> BTreeSet<u64> {
-    let (status, page) = api.once(Method::GET, "/events?limit=1000", None).await;
+    let (status, page) = api.served(Method::GET, "/events?limit=1000", None).await;
     assert_eq!(status, 200, "{page}");
     let events = page["events"].as_array().unwrap().iter();
     events

@@ -23,14 +23,14 @@ const GATEWAY: &str = "127.0.0.1:8080";
 const DEADLINE: Duration = Duration::from_secs(150);
 
 /// What precedes the README's first program: the trace of the commands, and the files of the reader. A
-/// stream of changes has no end.
+/// stream of changes has no end. A machine that stalls may answer 503 or 504, which curl asks again.
 const BEGIN: &str = r#"
 set -euxo pipefail
 curl() {
   case "$*" in
     *%{http_code}*) command curl "$@" ;;
     */files/events*) command curl --max-time 2 "$@" || [ $? = 28 ] ;;
-    *) command curl --fail "$@" ;;
+    *) command curl --fail --retry 5 "$@" ;;
   esac
 }
 mkdir project

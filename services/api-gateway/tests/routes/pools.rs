@@ -1,8 +1,9 @@
 //! `/pools`: the warm pools. The pools here have no boxes, and an image that no other test uses.
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::caller::{admin, new_user};
+use crate::support::caller::{Caller, admin, new_user, send};
 use crate::support::eventually;
 
 fn definition(image: &str) -> Value {
@@ -13,13 +14,26 @@ fn definition(image: &str) -> Value {
     })
 }
 
+/// Defines a new pool. Returns its name and the answer. A request that was not served may have defined its
+/// pool, so the next one has another name.
+async fn define(admin: &Caller, wanted: &Value) -> (String, Value) {
+    eventually("a pool is defined", async || {
+        let name = format!("route-{:08x}", rand::random::<u32>());
+        let request = admin.request(Method::PUT, &format!("/pools/{name}"));
+        let answer = send(request.json(wanted)).await;
+        let is_served = !matches!(answer.status, 503 | 504);
+        is_served.then(|| (name, answer.expect_status(201)))
+    })
+    .await
+}
+
 #[tokio::test]
 async fn pool_is_defined_replaced_listed_and_deleted() {
     let admin = admin().await;
-    let path = "/pools/route-test";
     let mut wanted = definition("quay.io/agentbox/pool-route:1");
-    let created = admin.put(path, &wanted).await.expect_status(201);
-    assert_eq!(created["name"], "route-test");
+    let (name, created) = define(admin, &wanted).await;
+    let path = format!("/pools/{name}");
+    assert_eq!(created["name"], name.as_str());
     assert_eq!(created["source"], "api");
     assert_eq!(
         created["resources"],
@@ -31,24 +45,24 @@ async fn pool_is_defined_replaced_listed_and_deleted() {
     }
     assert_eq!(status["misses_by_reason"], json!({}));
     wanted["node_selector"] = json!({"disk": "ssd"});
-    let replaced = admin.put(path, &wanted).await.expect_status(200);
+    let replaced = admin.put(&path, &wanted).await.expect_status(200);
     assert_eq!(replaced["created_at"], created["created_at"]);
     assert_eq!(replaced["node_selector"], wanted["node_selector"]);
-    let got = admin.get(path).await.expect_status(200);
+    let got = admin.get(&path).await.expect_status(200);
     assert_eq!(got, replaced);
     let listed = admin.get("/pools").await.expect_status(200);
     let pools = listed["pools"].as_array().unwrap();
     assert!(pools.contains(&got), "{listed}");
-    admin.delete(path).await.expect_status(204);
-    admin.delete(path).await.expect_error(404, "not_found");
-    let missing = admin.get(path).await.expect_error(404, "not_found");
+    admin.delete(&path).await.expect_status(204);
+    admin.delete(&path).await.expect_error(404, "not_found");
+    let missing = admin.get(&path).await.expect_error(404, "not_found");
     assert_eq!(missing, "pool not found");
     admin
         .get("/pools/not%00a%20name")
         .await
         .expect_error(404, "not_found");
     eventually("the entries of the changes", async || {
-        let trail = admin.get("/audit?target=route-test").await;
+        let trail = admin.get(&format!("/audit?target={name}")).await;
         let trail = trail.expect_status(200);
         let entries = trail["entries"].as_array().unwrap();
         let count = |action: &str| {

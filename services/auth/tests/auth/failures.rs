@@ -12,10 +12,11 @@ use crate::support::{PASSWORD, Replica, World, eventually};
 
 #[tokio::test]
 async fn authentication_without_postgres_is_unavailable() {
-    let world = World::start().await;
+    let mut world = World::start().await;
+    let caller = world.auth().caller(Role::User).await;
+    let key = world.auth().key(&caller.user.id, Vec::new()).await.key;
+    world.replicas[0].is_patient = false;
     let auth = world.auth();
-    let caller = auth.caller(Role::User).await;
-    let key = auth.key(&caller.user.id, Vec::new()).await.key;
     let name = world.url.rsplit('/').next().unwrap();
     let cut = format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false");
     let end =

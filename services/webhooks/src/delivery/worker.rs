@@ -27,6 +27,10 @@ const MAX_WEBHOOKS: usize = 64;
 const CLAIMED_AT_ONCE: u32 = 4;
 /// How often a replica looks for deliveries that have become due.
 const POLL: Duration = Duration::from_secs(1);
+/// How often the storing of a result is tried.
+const FINISH_TRIES: u32 = 3;
+/// The wait after a result was not stored.
+const FINISH_DELAY: Duration = Duration::from_secs(1);
 
 /// How long a claimed delivery is hidden from other replicas, if one attempt may take `timeout`.
 #[must_use]
@@ -125,20 +129,30 @@ impl Worker {
                 }
             }
         };
-        match self
-            .store
-            .finish(&delivery.id, delivery.attempts, &outcome)
-            .await
-        {
-            Ok(true) if matches!(outcome, Outcome::Dead { .. }) => {
-                metrics::dead(1);
-                tracing::info!(delivery = %delivery.id, webhook = %delivery.webhook, "delivery is dead");
-            }
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(error = %ErrorChain(&error), delivery = %delivery.id, "outcome of a delivery not stored; it is attempted again");
+        self.finish(delivery, &outcome).await;
+    }
+
+    /// Stores the result of an attempt. A short outage of Postgres causes no second attempt.
+    async fn finish(&self, delivery: &Claimed, outcome: &Outcome) {
+        for _ in 0..FINISH_TRIES {
+            match self
+                .store
+                .finish(&delivery.id, delivery.attempts, outcome)
+                .await
+            {
+                Ok(true) if matches!(outcome, Outcome::Dead { .. }) => {
+                    metrics::dead(1);
+                    tracing::info!(delivery = %delivery.id, webhook = %delivery.webhook, "delivery is dead");
+                    return;
+                }
+                Ok(_) => return,
+                Err(error) => {
+                    tracing::warn!(error = %ErrorChain(&error), delivery = %delivery.id, "outcome of a delivery not stored");
+                    tokio::time::sleep(FINISH_DELAY).await;
+                }
             }
         }
+        tracing::warn!(delivery = %delivery.id, "the delivery is attempted again after its lease");
     }
 
     async fn send(&self, delivery: &Claimed) -> Result<u16, Failure> {

@@ -15,7 +15,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde_json::Value;
 use sha2::Sha256;
 
-use crate::support::{DEADLINE, Receiver, World};
+use crate::support::{ALLOWED_NETWORKS, DEADLINE, Receiver, World};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn event_is_sent_with_a_valid_signature() {
@@ -117,7 +117,14 @@ async fn delivery_is_dead_after_its_last_attempt_and_can_be_repeated() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_event_is_lost_when_the_service_and_nats_are_killed() {
-    let mut world = World::start().await;
+    // The deliveries of a killed replica are due again after five timeouts. None is dead before: a machine
+    // that stalls may end attempts too.
+    let mut world = World::with(&[
+        ALLOWED_NETWORKS,
+        ("AGENTBOX_WEBHOOK_TIMEOUT", "5"),
+        ("AGENTBOX_WEBHOOK_ATTEMPTS", "20"),
+    ])
+    .await;
     let receiver = Receiver::start(&[]).await;
     let owner = UserId::random();
     world.create(&owner, &receiver.url()).await;

@@ -1,6 +1,8 @@
 //! A replica of webhooks with its stores, the services around it, and a receiver.
 
+use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::MetadataExt as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -26,15 +28,30 @@ use chrono::Utc;
 
 /// The deployment's secret.
 const SECRET: &str = "c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8";
-pub const DEADLINE: Duration = Duration::from_secs(60);
+/// Longer than two times after which an event is delivered again.
+pub const DEADLINE: Duration = Duration::from_secs(120);
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// A part of the message of a call that got no connection to Postgres.
+const NO_CONNECTION: &str = "the database cannot be reached";
+/// Lets webhooks reach the receivers of the tests.
+pub const ALLOWED_NETWORKS: (&str, &str) = ("AGENTBOX_WEBHOOK_ALLOWED_NETWORKS", "127.0.0.0/8");
 
-/// A free port below the range of ephemeral ports.
-fn free_port() -> u16 {
+/// Reserves a free port below the range of ephemeral ports. Like those of `agentbox-local`, it is locked by
+/// a file until that is closed, so no other test takes it while the replica does not listen.
+fn reserve_port() -> (u16, File) {
+    let user = std::fs::metadata("/proc/self").unwrap().uid();
+    let directory = std::env::temp_dir().join(format!("agentbox-ports-{user}"));
+    std::fs::create_dir_all(&directory).unwrap();
     loop {
         let port = 20_000 + rand::random::<u16>() % 10_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(directory.join(port.to_string()))
+            .unwrap();
+        if file.try_lock().is_ok() && TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return (port, file);
         }
     }
 }
@@ -55,6 +72,7 @@ async fn connect(nats: &NatsEndpoint, service: &'static str) -> Bus {
 pub struct World {
     process: Child,
     port: u16,
+    _port_lock: File,
     database_url: String,
     postgres: PostgresEndpoint,
     environment: Vec<(&'static str, String)>,
@@ -67,7 +85,7 @@ pub struct World {
 impl World {
     /// Starts webhooks, which may reach the loopback and repeats failed deliveries at once.
     pub async fn start() -> Self {
-        Self::with(&[("AGENTBOX_WEBHOOK_ALLOWED_NETWORKS", "127.0.0.0/8")]).await
+        Self::with(&[ALLOWED_NETWORKS]).await
     }
 
     /// Starts webhooks with further variables in `environment`.
@@ -78,10 +96,11 @@ impl World {
             .iter()
             .map(|(name, value)| (*name, (*value).to_owned()))
             .collect();
-        let port = free_port();
+        let (port, port_lock) = reserve_port();
         let world = Self {
             process: spawn(&nats, port, &postgres.url, &environment),
             port,
+            _port_lock: port_lock,
             database_url: postgres.url,
             postgres: postgres.endpoint,
             environment,
@@ -111,9 +130,16 @@ impl World {
         self.wait_ready().await;
     }
 
-    /// Calls a method as the gateway.
+    /// Calls a method as the gateway. A call that got no connection to Postgres within 2 s is repeated:
+    /// Postgres runs, so that is a machine that stalls.
     pub async fn call<R: Rpc>(&self, request: R::Request) -> Result<R::Reply, Error> {
-        self.gateway.call::<R>(&request, CALL_DEADLINE).await
+        eventually_some("the call is served", DEADLINE, async || {
+            match self.gateway.call::<R>(&request, CALL_DEADLINE).await {
+                Err(error) if error.message.contains(NO_CONNECTION) => None,
+                answered => Some(answered),
+            }
+        })
+        .await
     }
 
     /// A connection to NATS as another service.
@@ -209,8 +235,8 @@ fn spawn(
         .env("AGENTBOX_WEBHOOKS_SECRET", SECRET)
         .env("AGENTBOX_WEBHOOK_FIRST_RETRY", "0")
         .env("AGENTBOX_WEBHOOK_ATTEMPTS", "3")
-        // The deliveries of a killed replica are due again after five times as long.
-        .env("AGENTBOX_WEBHOOK_TIMEOUT", "5")
+        // A machine that stalls ends no attempt, so the tests can count attempts.
+        .env("AGENTBOX_WEBHOOK_TIMEOUT", "60")
         .env("AGENTBOX_SWEEP_INTERVAL", "1")
         .envs(environment.iter().map(|(name, value)| (*name, value)))
         .stdin(Stdio::null())

@@ -16,8 +16,13 @@ use super::system::shared;
 
 /// The password of every user that a test creates.
 pub const PASSWORD: &str = "correct horse battery";
-/// A part of the message of a request that needed a connection to Postgres and got none.
-const NO_CONNECTION: &str = "the database cannot be reached";
+/// Parts of the messages of requests whose work has not begun: no connection to Postgres within 2 s, no entry
+/// of the audit trail within 2 s, no answer of auth to the credential within 3 s.
+const NOT_BEGUN: [&str; 3] = [
+    "the database cannot be reached",
+    "the audit trail cannot be written",
+    "auth.authenticate did not reply",
+];
 
 /// Sends requests to the gateways in turn, so that no test depends on state of one replica.
 #[derive(Clone)]
@@ -28,7 +33,8 @@ pub struct Caller {
     /// The client address in `X-Forwarded-For`.
     pub address: String,
     pub token: Option<String>,
-    /// Whether requests are repeated that Postgres gave no connection in time; see [`send_until_served`].
+    /// Whether requests are repeated that had to wait too long before they began; see
+    /// [`send_until_served`].
     is_patient: bool,
 }
 
@@ -194,7 +200,7 @@ impl Caller {
         }
     }
 
-    /// The same caller, whose requests are repeated that Postgres gave no connection in time.
+    /// The same caller, whose requests are repeated that had to wait too long before they began.
     #[must_use]
     pub fn patient(self) -> Self {
         Self {
@@ -269,13 +275,14 @@ pub async fn send_with_retry(request: RequestBuilder) -> Answer {
     }
 }
 
-/// Sends a request, and repeats one that was not served because Postgres gave no connection within 2 s: on
-/// a system whose Postgres runs, that is a machine that stalls. All other answers are returned.
+/// Sends a request, and repeats one that was not served because Postgres, NATS or auth did not answer in
+/// time: on a system whose parts run, that is a machine that stalls. All other answers are returned.
 async fn send_until_served(request: RequestBuilder) -> Answer {
     let deadline = Instant::now() + TIMEOUT;
     loop {
         let answer = send(request.try_clone().unwrap()).await;
-        let is_served = answer.status != 503 || !answer.text.contains(NO_CONNECTION);
+        let is_served = !matches!(answer.status, 503 | 504)
+            || !NOT_BEGUN.iter().any(|part| answer.text.contains(part));
         if is_served || Instant::now() > deadline {
             return answer;
         }

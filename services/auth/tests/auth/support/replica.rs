@@ -19,6 +19,8 @@ use super::{ADMIN, ADMIN_PASSWORD};
 const SECRET: &str = "a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7";
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// A part of the message of a call that got no connection to Postgres within 2 s.
+const NO_CONNECTION: &str = "the database cannot be reached";
 /// The connections of a replica to Postgres.
 pub const CONNECTIONS: usize = 8;
 
@@ -32,6 +34,9 @@ pub struct Replica {
     bus: Bus,
     nats: NatsEndpoint,
     _system: System,
+    /// Whether calls are repeated that got no connection to Postgres: if it runs, that is a machine that
+    /// stalls.
+    pub is_patient: bool,
 }
 
 /// Reserves a free port below the range of ephemeral ports. Like those of `agentbox-local`, it is locked by
@@ -139,6 +144,7 @@ impl Replica {
             bus,
             nats,
             _system: system,
+            is_patient: true,
         }
     }
 
@@ -211,7 +217,17 @@ impl Replica {
 
     /// Calls a method as the gateway.
     pub async fn call<R: Rpc>(&self, request: R::Request) -> Result<R::Reply, Error> {
-        self.bus.call::<R>(&request, CALL_DEADLINE).await
+        let deadline = Instant::now() + START_DEADLINE;
+        loop {
+            let outcome = self.bus.call::<R>(&request, CALL_DEADLINE).await;
+            let is_unserved = outcome
+                .as_ref()
+                .is_err_and(|error| error.message.contains(NO_CONNECTION));
+            if !is_unserved || !self.is_patient || Instant::now() > deadline {
+                return outcome;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// A connection to this replica's NATS server as another service.
