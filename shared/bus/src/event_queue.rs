@@ -13,6 +13,7 @@ use agentbox_contracts::subjects::{self, EVENTS_STREAM};
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
 use async_nats::jetstream::{AckKind, Message};
 use futures::StreamExt;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::Client;
@@ -52,7 +53,8 @@ impl EventQueue {
         }
     }
 
-    /// Waits for `wait`, or until `max` events have arrived, and returns them in their order.
+    /// Waits until there is an event, at most for `wait`, and returns it with those that follow and are
+    /// there already, at most `max`, in their order.
     ///
     /// # Errors
     /// When JetStream cannot be reached. The events are then delivered again.
@@ -71,40 +73,63 @@ impl EventQueue {
             Some(consumer) => consumer,
             None => open(&self.client).await?,
         };
-        let mut messages = consumer
+        let mut queued = Vec::new();
+        let first = consumer
             .batch()
-            .max_messages(max)
+            .max_messages(1)
             .expires(wait)
             .messages()
             .await
             .map_err(BusError::nats(READING))?;
-        let over = tokio::time::sleep(wait + PULL_GRACE);
-        tokio::pin!(over);
-        let mut queued = Vec::new();
-        while queued.len() < max {
-            let message = tokio::select! {
-                message = messages.next() => message,
-                // The server has lost the pull, and may have lost the consumer.
-                _ = reconnected.changed() => return Ok(queued),
-                () = &mut over => break,
-            };
-            let Some(message) = message else { break };
-            let message = message.map_err(BusError::nats(READING))?;
-            match decode(&message) {
-                Ok((id, sequence, event)) => queued.push(QueuedEvent {
-                    id,
-                    sequence,
-                    event,
-                    message,
-                }),
-                Err(reason) => {
-                    tracing::error!(subject = %message.subject, reason, "event dropped");
-                    acknowledge(&message, AckKind::Term).await;
-                }
+        let mut is_whole = receive(first, wait, &mut reconnected, &mut queued).await?;
+        if is_whole && !queued.is_empty() && max > 1 {
+            let present = consumer
+                .fetch()
+                .max_messages(max - 1)
+                .messages()
+                .await
+                .map_err(BusError::nats(READING))?;
+            is_whole = receive(present, Duration::ZERO, &mut reconnected, &mut queued).await?;
+        }
+        if is_whole {
+            self.consumer = Some(consumer);
+        }
+        Ok(queued)
+    }
+}
+
+/// Adds the events of a pull to `queued`. False: the server has lost the pull, and may have lost the
+/// consumer.
+async fn receive(
+    mut messages: pull::Batch,
+    wait: Duration,
+    reconnected: &mut watch::Receiver<u64>,
+    queued: &mut Vec<QueuedEvent>,
+) -> Result<bool, BusError> {
+    let over = tokio::time::sleep(wait + PULL_GRACE);
+    tokio::pin!(over);
+    loop {
+        let message = tokio::select! {
+            message = messages.next() => message,
+            _ = reconnected.changed() => return Ok(false),
+            () = &mut over => return Ok(true),
+        };
+        let Some(message) = message else {
+            return Ok(true);
+        };
+        let message = message.map_err(BusError::nats(READING))?;
+        match decode(&message) {
+            Ok((id, sequence, event)) => queued.push(QueuedEvent {
+                id,
+                sequence,
+                event,
+                message,
+            }),
+            Err(reason) => {
+                tracing::error!(subject = %message.subject, reason, "event dropped");
+                acknowledge(&message, AckKind::Term).await;
             }
         }
-        self.consumer = Some(consumer);
-        Ok(queued)
     }
 }
 
