@@ -225,12 +225,23 @@ impl World {
         }
     }
 
+    /// Creates an environment. A request without an answer is repeated with the same idempotency key.
     pub async fn create(&self, request: EnvironmentRequest) -> Environment {
-        self.try_create(request).await.unwrap()
+        let key = EnvironmentId::random().to_string();
+        eventually_some("the create is answered", NEXT, async || {
+            let answer = self.try_create_as(request.clone(), Some(key.clone())).await;
+            match answer {
+                Ok(environment) => Some(environment),
+                Err(error) if is_without_answer(&error) => None,
+                Err(error) => panic!("{error}"),
+            }
+        })
+        .await
     }
 
     pub async fn get(&self, id: &EnvironmentId) -> Environment {
-        self.try_get(id).await.unwrap()
+        let request = GetRequest { id: id.clone() };
+        self.ask::<Get>(&request).await.unwrap()
     }
 
     async fn try_get(&self, id: &EnvironmentId) -> Result<Environment, Error> {
