@@ -24,7 +24,7 @@ use serde_json::json;
 use tokio::sync::OnceCell;
 
 use super::scheduler::{BOX_SECRET, Replica, bus, settings};
-use super::{Database, database, eventually};
+use super::{Database, database_of_a_scheduler, eventually};
 
 static CONTAINERD: OnceCell<TestContainerd> = OnceCell::const_new();
 
@@ -119,7 +119,7 @@ impl World {
         );
         let gateway = bus(&nats, "api-gateway").await;
         Self {
-            database: database().await,
+            database: database_of_a_scheduler().await,
             nats,
             driver,
             gateway,
