@@ -18,7 +18,9 @@ use agentbox_contracts::subjects;
 use agentbox_runtime::Runtime;
 use agentbox_runtime_containerd::{Config, Driver};
 use agentbox_scheduler::config::Settings;
-use agentbox_testing::{NatsEndpoint, System, TestContainerd, TestNats, bin_dir, eventually_some};
+use agentbox_testing::{
+    NatsEndpoint, System, TestContainerd, TestNats, bin_dir, eventually_some, pause,
+};
 use futures::StreamExt as _;
 use serde_json::json;
 use tokio::sync::OnceCell;
@@ -222,6 +224,8 @@ impl World {
                 Ok(environment) => return environment,
                 Err(error) => assert!(begun.elapsed() < within, "{key}: {error}"),
             }
+            // Without a scheduler each is refused at once. Leaves the machine to the next one's start.
+            tokio::time::sleep(pause(begun.elapsed())).await;
         }
     }
 
