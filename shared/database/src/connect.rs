@@ -32,12 +32,26 @@ pub async fn connect(
     schema: &'static str,
     connections: u32,
 ) -> Result<DatabaseConnection, DatabaseError> {
+    connect_within(url, schema, connections, ACQUIRE_TIMEOUT).await
+}
+
+/// As [`connect`], where a request waits at most `acquire_timeout` for a connection. A test waits longer
+/// than its machine stalls.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_within(
+    url: &str,
+    schema: &'static str,
+    connections: u32,
+    acquire_timeout: Duration,
+) -> Result<DatabaseConnection, DatabaseError> {
     let mut options = ConnectOptions::new(url);
     options
         .max_connections(connections)
         .idle_timeout(None)
         .max_lifetime(None)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .acquire_timeout(acquire_timeout)
         .connect_lazy(true)
         .set_schema_search_path(schema)
         .sqlx_logging(false)

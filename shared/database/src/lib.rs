@@ -13,7 +13,7 @@ mod text;
 mod trace;
 mod transaction;
 
-pub use connect::connect;
+pub use connect::{connect, connect_within};
 pub use error::{DatabaseError, public_error, violated_unique_constraint};
 pub use lease::Leases;
 pub use metrics::report_connections;

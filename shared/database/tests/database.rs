@@ -89,7 +89,10 @@ impl MigratorTrait for Broken {
 }
 
 async fn connect(url: &str) -> DatabaseConnection {
-    agentbox_database::connect(url, SCHEMA, 4).await.unwrap()
+    // Longer than the machine stalls.
+    let within = Duration::from_secs(20);
+    let connected = agentbox_database::connect_within(url, SCHEMA, 4, within);
+    connected.await.unwrap()
 }
 
 async fn database() -> DatabaseConnection {

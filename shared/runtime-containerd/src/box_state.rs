@@ -3,11 +3,12 @@
 //!
 //! * I1. A file is replaced by a rename: a reader sees the old one or the new one.
 //! * I2. Only the holder of the box's lock writes; readers need no lock. The kernel frees
-//!   the lock of a killed process.
+//!   the lock of a killed process. A holder whose call is cancelled keeps it until its write has ended.
 //! * I3. It contains no secret: neither the boxd token nor the user's environment.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use agentbox_contracts::ids::EnvironmentId;
@@ -137,14 +138,31 @@ pub struct StateStore {
     root: PathBuf,
 }
 
-/// The exclusive lock of one box, held until dropped.
+/// The exclusive lock of one box, held until dropped and until what it has begun to write is written.
 #[derive(Debug)]
 pub struct BoxLock {
-    _file: Flock<std::fs::File>,
+    file: Arc<Flock<std::fs::File>>,
     path: PathBuf,
 }
 
 impl BoxLock {
+    /// Does `work` at `path` in a thread that may block. The thread continues when the caller is cancelled,
+    /// and holds the lock until its end: a late write would replace that of the next holder.
+    async fn write(
+        &self,
+        path: &Path,
+        work: impl FnOnce() -> Result<(), StateError> + Send + 'static,
+    ) -> Result<(), StateError> {
+        let file = Arc::clone(&self.file);
+        let written = tokio::task::spawn_blocking(move || {
+            let outcome = work();
+            drop(file);
+            outcome
+        });
+        let outcome = written.await.map_err(io::Error::other);
+        outcome.map_err(io_error(path))?
+    }
+
     /// Deletes the lock file. The next holder creates a new one. A waiter that has opened the old
     /// file notices that it was deleted, and opens the new one.
     pub fn discard(self) {
@@ -191,25 +209,23 @@ impl StateStore {
     /// The caller holds the lock.
     pub async fn save(
         &self,
-        _held: &BoxLock,
+        held: &BoxLock,
         id: &EnvironmentId,
         state: &BoxState,
     ) -> Result<(), StateError> {
-        let path = self.file(id);
+        let (directory, path) = (self.directory(id), self.file(id));
         let json = serde_json::to_vec(state).map_err(|source| StateError::Malformed {
             path: path.clone(),
             source,
         })?;
-        let temporary = path.with_extension("new");
-        tokio::fs::create_dir_all(self.directory(id))
-            .await
-            .map_err(io_error(&path))?;
-        tokio::fs::write(&temporary, json)
-            .await
-            .map_err(io_error(&temporary))?;
-        tokio::fs::rename(&temporary, &path)
-            .await
-            .map_err(io_error(&path))
+        let file = path.clone();
+        let replace = move || {
+            let temporary = file.with_extension("new");
+            std::fs::create_dir_all(&directory).map_err(io_error(&directory))?;
+            std::fs::write(&temporary, json).map_err(io_error(&temporary))?;
+            std::fs::rename(&temporary, &file).map_err(io_error(&file))
+        };
+        held.write(&path, replace).await
     }
 
     /// When a box's state file last changed.
@@ -241,12 +257,16 @@ impl StateStore {
     }
 
     /// The caller holds the lock and has unmounted what is mounted in the box's directory.
-    pub async fn remove(&self, _held: &BoxLock, id: &EnvironmentId) -> Result<(), StateError> {
+    pub async fn remove(&self, held: &BoxLock, id: &EnvironmentId) -> Result<(), StateError> {
         let path = self.directory(id);
-        match tokio::fs::remove_dir_all(&path).await {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(&path)(error)),
+        let directory = path.clone();
+        let remove = move || match std::fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(io_error(&directory)(error))
+            }
             _ => Ok(()),
-        }
+        };
+        held.write(&path, remove).await
     }
 
     /// Waits for the box's lock.
@@ -289,7 +309,7 @@ fn try_lock(path: &Path) -> Result<Option<BoxLock>, StateError> {
         Ok(held) => Ok(std::fs::metadata(path)
             .is_ok_and(|now| now.ino() == opened_inode)
             .then(|| BoxLock {
-                _file: held,
+                file: Arc::new(held),
                 path: path.to_owned(),
             })),
         Err((_, Errno::EWOULDBLOCK)) => Ok(None),
@@ -338,6 +358,8 @@ mod failure_reason {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
+
     use super::*;
 
     #[tokio::test]
@@ -374,6 +396,27 @@ mod tests {
             ..Warm::default()
         });
         assert!(!state.awaits_claim());
+    }
+
+    #[tokio::test]
+    async fn lock_is_held_until_the_write_of_a_cancelled_holder_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = StateStore::new(dir.path());
+        let id = EnvironmentId::random();
+        let lock = store.lock(&id, Duration::ZERO).await.unwrap();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let writing = lock.write(dir.path(), move || {
+            let _ = ended.recv();
+            Ok(())
+        });
+        assert!(writing.now_or_never().is_none());
+        drop(lock);
+        assert!(matches!(
+            store.lock(&id, Duration::from_millis(20)).await,
+            Err(StateError::Locked(_))
+        ));
+        drop(end);
+        store.lock(&id, Duration::from_secs(20)).await.unwrap();
     }
 
     #[tokio::test]

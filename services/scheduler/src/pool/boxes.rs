@@ -71,7 +71,7 @@ impl WarmBoxes {
         }
     }
 
-    /// Works on the due boxes until `shutdown`.
+    /// Works on the due boxes until `shutdown`, which interrupts the work on each.
     pub async fn run_due(self, shutdown: CancellationToken) {
         tokio::join!(
             self.run(WarmWork::Observe, shutdown.clone()),
@@ -80,6 +80,7 @@ impl WarmBoxes {
     }
 
     async fn run(&self, work: WarmWork, shutdown: CancellationToken) {
+        let stopped = shutdown.clone();
         let source = (self.clone(), shutdown);
         let due = futures::stream::unfold(source, move |(boxes, shutdown)| async move {
             loop {
@@ -104,8 +105,15 @@ impl WarmBoxes {
             .flatten()
             .for_each_concurrent(CONCURRENCY, |warm| {
                 let span = tracing::info_span!(parent: None, "warm_box", otel.name = "reconcile warm box", environment.id = %warm.id, pool = warm.pool);
+                let stopped = &stopped;
                 async move {
-                    if let Err(error) = self.reconcile(&warm).await {
+                    let reconciled = stopped.run_until_cancelled(self.reconcile(&warm)).await;
+                    let outcome = match reconciled {
+                        Some(outcome) => outcome,
+                        // Due at once, for another replica.
+                        None => self.store.postpone_warm_box(&warm.id, Duration::ZERO).await,
+                    };
+                    if let Err(error) = outcome {
                         tracing::warn!(error = %ErrorChain(&error), environment.id = %warm.id, pool = warm.pool, "warm box not reconciled; it stays due");
                     }
                 }

@@ -41,7 +41,7 @@ async fn cluster(world: &World) -> Cluster {
 }
 
 /// Asserts that a create is refused because of the cordon.
-async fn expect_creates_refused(world: &World) {
+pub async fn expect_creates_refused(world: &World) {
     eventually("a create is answered", SOON, async || {
         let refused = world.try_create(request("refused")).await.unwrap_err();
         assert!(is_without_answer(&refused), "{refused}");
@@ -61,8 +61,9 @@ async fn cordoned_cluster_keeps_its_environments_and_takes_no_new_ones() {
     assert_eq!(cordoned.environments.running, 1);
     expect_creates_refused(&world).await;
     replica.stop().await;
-    // Another replica knows of it from the database.
+    // Another replica knows of it from the database, at the latest when it has answered this question.
     let replica = world.replica().await;
+    assert_eq!(cluster(&world).await.state, SchedulingState::Cordoned);
     expect_creates_refused(&world).await;
     assert_eq!(world.get(&kept.id).await.status, Status::Running);
     let uncordon = ClusterRequest {

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use agentbox_contracts::environment::rpc::{Delete, DeleteRequest};
 use agentbox_contracts::environment::{
     EXECUTION_EVENTS_LABEL, EXECUTION_EVENTS_ON, Environment, EventExecutionStatus, EventKind,
     Status,
 };
+use agentbox_contracts::error::Error;
 use agentbox_contracts::exec::rpc::BoxSession;
 use agentbox_contracts::exec::{FromBox, Open, OpenKind};
 use agentbox_contracts::executions::execution_output::Output;
@@ -16,14 +16,31 @@ use agentbox_contracts::executions::{
     ReadOutput,
 };
 use agentbox_contracts::ids::ExecId;
+use agentbox_testing::eventually_some;
 
-use crate::support::cluster::{CALL, CLUSTER, World};
+use crate::support::cluster::{CALL, CLUSTER, World, is_without_answer};
 use crate::support::request;
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// The output that an operation on one execution sends, and the execution.
+/// The output that an operation on one execution sends, and the execution. An operation without an
+/// answer is repeated: the exec-proxy, a process, may not be ready.
 async fn ask(world: &World, of: &Environment, operation: Operation) -> (Vec<u8>, Execution) {
+    eventually_some("the exec-proxy answers", SOON, async || {
+        match try_ask(world, of, operation.clone()).await {
+            Ok(answer) => Some(answer),
+            Err(error) if is_without_answer(&error) => None,
+            Err(error) => panic!("{error}"),
+        }
+    })
+    .await
+}
+
+async fn try_ask(
+    world: &World,
+    of: &Environment,
+    operation: Operation,
+) -> Result<(Vec<u8>, Execution), Error> {
     let operation = Some(operation);
     let open = Open {
         environment: of.id.clone(),
@@ -35,17 +52,15 @@ async fn ask(world: &World, of: &Environment, operation: Operation) -> (Vec<u8>,
     let mut session = world
         .gateway
         .open_session::<BoxSession>(CLUSTER, &open, CALL)
-        .await
-        .unwrap();
+        .await?;
     let mut received = Vec::new();
     loop {
-        let Some(FromBox::Execution(ExecutionOutput { output })) = session.recv().await.unwrap()
-        else {
+        let Some(FromBox::Execution(ExecutionOutput { output })) = session.recv().await? else {
             panic!("not an answer about executions");
         };
         match output {
             Some(Output::Output(piece)) => received.extend(piece.data),
-            Some(Output::Execution(execution)) => return (received, execution),
+            Some(Output::Execution(execution)) => return Ok((received, execution)),
             other => panic!("not of one execution: {other:?}"),
         }
     }
@@ -81,11 +96,7 @@ async fn deleted_environment_keeps_its_executions_and_their_output() {
     let ended = get(&world, &running, &ended.id).await;
     assert_eq!(ended.status(), ExecutionStatus::Exited);
     let endless = start(&world, &running, "exec sleep 600").await;
-    let request = DeleteRequest {
-        id: created.id.clone(),
-        force: true,
-    };
-    world.gateway.call::<Delete>(&request, CALL).await.unwrap();
+    world.force_delete(&created.id).await;
     let deleted = world
         .wait_for_status(&created.id, Status::Terminated, SOON)
         .await;
@@ -165,11 +176,7 @@ async fn execution_of_a_labelled_environment_has_events_before_those_of_its_end(
     assert_eq!(ended.status, EventExecutionStatus::Exited);
     assert_eq!(ended.exit_code, Some(3));
 
-    let request = DeleteRequest {
-        id: created.id.clone(),
-        force: true,
-    };
-    world.gateway.call::<Delete>(&request, CALL).await.unwrap();
+    world.force_delete(&created.id).await;
     let events = world.events(&created.id, 6).await;
     assert_eq!(events[5].kind, EventKind::Terminated);
     replica.stop().await;

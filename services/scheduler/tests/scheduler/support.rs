@@ -21,6 +21,8 @@ use sea_orm::DatabaseConnection;
 
 /// The size of a test's pool.
 const CONNECTIONS: u32 = 10;
+/// How long a statement of a test waits for a connection: longer than the machine stalls.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A database of this test's own.
 pub struct Database {
@@ -31,17 +33,18 @@ pub struct Database {
 
 pub async fn database() -> Database {
     let url = TestPostgres::start().await.unwrap().url;
-    let connection = agentbox_database::connect(&url, "scheduler", CONNECTIONS)
-        .await
-        .unwrap();
-    agentbox_database::migrate::<Migrator>(&connection, "scheduler")
-        .await
-        .unwrap();
-    Database {
-        url,
-        store: Store::new(connection.clone(), secret(1)),
-        connection,
-    }
+    let connected =
+        agentbox_database::connect_within(&url, "scheduler", CONNECTIONS, ACQUIRE_TIMEOUT);
+    let connection = connected.await.unwrap();
+    Database::migrated(url, connection).await
+}
+
+/// As [`database`], with the pool of a scheduler: a request that gets no connection soon is refused.
+pub async fn database_of_a_scheduler() -> Database {
+    let url = TestPostgres::start().await.unwrap().url;
+    let connected = agentbox_database::connect(&url, "scheduler", CONNECTIONS);
+    let connection = connected.await.unwrap();
+    Database::migrated(url, connection).await
 }
 
 /// The secret of 32 times `byte`.
@@ -50,6 +53,17 @@ pub fn secret(byte: u8) -> MasterSecret {
 }
 
 impl Database {
+    async fn migrated(url: String, connection: DatabaseConnection) -> Self {
+        agentbox_database::migrate::<Migrator>(&connection, "scheduler")
+            .await
+            .unwrap();
+        Self {
+            url,
+            store: Store::new(connection.clone(), secret(1)),
+            connection,
+        }
+    }
+
     /// The store of another replica, which has `connections` of its own.
     pub async fn replica(&self, connections: u32) -> Store {
         let connection = agentbox_database::connect(&self.url, "scheduler", connections)

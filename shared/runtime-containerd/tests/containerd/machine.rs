@@ -18,9 +18,13 @@ async fn containerd() -> &'static TestContainerd {
         .await
 }
 
+/// Longer than a machine stalls: a claim that waits longer for its box fails.
+const CONNECT_DEADLINE_MS: u64 = 15_000;
+
 /// The clusters file's `containerd` object, as deploy/local writes it.
 pub fn config_of(endpoint: &ContainerdEndpoint) -> Config {
-    let json = serde_json::to_value(endpoint).expect("an endpoint is JSON");
+    let mut json = serde_json::to_value(endpoint).expect("an endpoint is JSON");
+    json["connect_deadline_ms"] = CONNECT_DEADLINE_MS.into();
     serde_json::from_value(json).expect("the driver reads what deploy/local writes")
 }
 

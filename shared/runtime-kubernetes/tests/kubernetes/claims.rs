@@ -67,7 +67,7 @@ async fn policy_that_opens_the_owners_boxes_is_left_to_ensure() {
             matches!(refused, Err(RuntimeError::NotClaimable(_))),
             "{refused:?}"
         );
-        s.first.ensure(&spec, 1).await?;
+        s.run(&spec).await?;
         // boxd has the first claim.
         let mut other = spec.clone();
         other.env.insert("A".to_owned(), "1".to_owned());

@@ -22,6 +22,8 @@ pub async fn config() -> Config {
 pub fn config_of(kubernetes: &TestKubernetes) -> Config {
     let mut json = serde_json::to_value(&kubernetes.endpoint).expect("an endpoint is JSON");
     json["allowed_node_labels"] = serde_json::json!(["kubernetes.io/os", "disk"]);
+    // Longer than a machine stalls: a claim that waits longer for its box fails.
+    json["connect_deadline_ms"] = serde_json::json!(8_000);
     serde_json::from_value(json).expect("the driver reads what deploy/local writes")
 }
 

@@ -153,10 +153,7 @@ pub async fn interrupted_claim_is_completed_by_ensure<D: Runtime + BoxConnector>
 /// When the driver does not meet the requirement.
 pub async fn cold_box_is_not_claimable<D: Runtime + BoxConnector>(s: &Subject<D>) -> Outcome {
     let spec = claimable(s, "a");
-    let address = match s.first.ensure(&spec, 1).await?.phase {
-        BoxPhase::Running { address, .. } => address,
-        other => return Err(failed(format!("the box does not run: {other:?}"))),
-    };
+    let address = s.run(&spec).await?;
     let refused = s.second.claim(&spec, 1, address).await;
     check(is_not_claimable(&refused), || format!("{refused:?}"))?;
     expect_one_start(s, &spec, "a").await

@@ -50,11 +50,15 @@ async fn starting_box(store: &Store, pool: &PoolRow) -> EnvironmentId {
     id
 }
 
-async fn ready_box(store: &Store, pool: &PoolRow) -> EnvironmentId {
+/// A box of `pool` that is ready, and counts as alive however long the test takes.
+async fn ready_box(database: &Database, pool: &PoolRow) -> EnvironmentId {
+    let store = &database.store;
     let id = starting_box(store, pool).await;
     let address = ADDRESS.parse().unwrap();
     let ready = store.mark_warm_box_ready(&id, address, Some("sha256:1"));
     assert!(ready.await.unwrap());
+    let seen = "UPDATE warm_boxes SET seen_at = seen_at + interval '1 hour'";
+    database.execute(&format!("{seen} WHERE id = '{id}'")).await;
     id
 }
 
@@ -75,7 +79,7 @@ async fn concurrent_creates_claim_each_ready_box_once() {
     let pool = pool(&database.store, "python").await;
     let mut ready = BTreeSet::new();
     for _ in 0..10 {
-        ready.insert(ready_box(&database.store, &pool).await);
+        ready.insert(ready_box(&database, &pool).await);
     }
     starting_box(&database.store, &pool).await;
     let outcomes = concurrently(16, async |_| claim(&database.store, &pool).await).await;
@@ -101,11 +105,11 @@ async fn box_whose_row_is_locked_for_an_observation_is_claimed_afterwards() {
     let database = database().await;
     let store = &database.store;
     let pool = pool(store, "python").await;
-    let id = ready_box(store, &pool).await;
+    let id = ready_box(&database, &pool).await;
     let observation = agentbox_database::begin(&database.connection)
         .await
         .unwrap();
-    let lock = "UPDATE warm_boxes SET seen_at = now()";
+    let lock = "UPDATE warm_boxes SET seen_at = now() + interval '1 hour'";
     observation.execute_unprepared(lock).await.unwrap();
     let waiting = "SELECT count(*) FROM pg_stat_activity
         WHERE datname = current_database() AND wait_event_type = 'Lock'";
@@ -125,7 +129,7 @@ async fn claimed_environment_has_the_id_and_the_address_of_its_box() {
     let database = database().await;
     let store = &database.store;
     let pool = pool(store, "python").await;
-    let id = ready_box(store, &pool).await;
+    let id = ready_box(&database, &pool).await;
     let record = claim(store, &pool).await.unwrap();
     let environment = &record.environment;
     assert_eq!(environment.id, id);
@@ -154,7 +158,7 @@ async fn box_that_is_not_known_to_be_alive_is_not_claimed() {
     let database = database().await;
     let store = &database.store;
     let pool = pool(store, "python").await;
-    let id = ready_box(store, &pool).await;
+    let id = ready_box(&database, &pool).await;
     store.recheck_warm_box(&id).await.unwrap();
     assert!(
         claim(store, &pool).await.is_none(),
@@ -208,7 +212,7 @@ async fn box_of_an_earlier_definition_or_another_cluster_is_not_claimed() {
     let database = database().await;
     let store = &database.store;
     let before = pool(store, "python").await;
-    ready_box(store, &before).await;
+    ready_box(&database, &before).await;
     let creation = creation(&UserId::random(), request("elsewhere"));
     let elsewhere = ["other".to_owned()];
     let outcome = store
@@ -235,7 +239,7 @@ async fn abandoned_claim_starts_in_a_new_box_once() {
     let database = database().await;
     let store = &database.store;
     let pool = pool(store, "python").await;
-    ready_box(store, &pool).await;
+    ready_box(&database, &pool).await;
     let record = claim(store, &pool).await.unwrap();
     let abandoned = store.abandon_claim(&record, Utc::now()).await.unwrap();
     assert_eq!(abandoned.claim, None);
@@ -305,7 +309,7 @@ async fn requests_are_counted_and_decide_the_demand() {
         missed.environment.pool = Some(PoolUse::miss("python", reason));
         store.create(&missed).await.unwrap();
     }
-    ready_box(store, &pool).await;
+    ready_box(&database, &pool).await;
     claim(store, &pool).await.unwrap();
     let demand: u64 = store.pool_demand("python").await.unwrap().iter().sum();
     assert_eq!(demand, 3, "a box would not have helped the other one");

@@ -18,13 +18,15 @@ use agentbox_contracts::subjects;
 use agentbox_runtime::Runtime;
 use agentbox_runtime_containerd::{Config, Driver};
 use agentbox_scheduler::config::Settings;
-use agentbox_testing::{NatsEndpoint, System, TestContainerd, TestNats, bin_dir, eventually_some};
+use agentbox_testing::{
+    NatsEndpoint, System, TestContainerd, TestNats, bin_dir, eventually_some, pause,
+};
 use futures::StreamExt as _;
 use serde_json::json;
 use tokio::sync::OnceCell;
 
 use super::scheduler::{BOX_SECRET, Replica, bus, settings};
-use super::{Database, database, eventually};
+use super::{Database, database_of_a_scheduler, eventually};
 
 static CONTAINERD: OnceCell<TestContainerd> = OnceCell::const_new();
 
@@ -119,7 +121,7 @@ impl World {
         );
         let gateway = bus(&nats, "api-gateway").await;
         Self {
-            database: database().await,
+            database: database_of_a_scheduler().await,
             nats,
             driver,
             gateway,
@@ -222,15 +224,28 @@ impl World {
                 Ok(environment) => return environment,
                 Err(error) => assert!(begun.elapsed() < within, "{key}: {error}"),
             }
+            // Without a scheduler each is refused at once. Leaves the machine to the next one's start.
+            tokio::time::sleep(pause(begun.elapsed())).await;
         }
     }
 
+    /// Creates an environment. A request without an answer is repeated with the same idempotency key.
     pub async fn create(&self, request: EnvironmentRequest) -> Environment {
-        self.try_create(request).await.unwrap()
+        let key = EnvironmentId::random().to_string();
+        eventually_some("the create is answered", NEXT, async || {
+            let answer = self.try_create_as(request.clone(), Some(key.clone())).await;
+            match answer {
+                Ok(environment) => Some(environment),
+                Err(error) if is_without_answer(&error) => None,
+                Err(error) => panic!("{error}"),
+            }
+        })
+        .await
     }
 
     pub async fn get(&self, id: &EnvironmentId) -> Environment {
-        self.try_get(id).await.unwrap()
+        let request = GetRequest { id: id.clone() };
+        self.ask::<Get>(&request).await.unwrap()
     }
 
     async fn try_get(&self, id: &EnvironmentId) -> Result<Environment, Error> {
