@@ -5,6 +5,8 @@
 //!   first. Then running executions with `drop` keep no more than they have, or [`MIN_KEPT`].
 //! * I2. Executions with `block` are not restricted: a command that waits for its reader holds at
 //!   most its own bound. When it has ended, its output is dropped only while it has no follower.
+//! * I3. The more of them run, the less each keeps of what its followers were given
+//!   ([`KeptOutput::in_flight_bytes`]), but never less than can be on its way to a client's machine.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,10 +18,19 @@ use super::output::Output;
 
 /// What each stream of a running execution may keep in any case, in bytes.
 pub const MIN_KEPT: usize = 64 * 1024;
+/// How much of what followers were given all running executions with `block` keep together, unless that
+/// is less than [`MIN_IN_FLIGHT`] for each.
+const IN_FLIGHT_TOTAL: usize = 12 * 1024 * 1024;
+/// How much of it one keeps of each stream at most.
+pub const MAX_IN_FLIGHT: usize = 4 * 1024 * 1024;
+/// How much of it one keeps of each stream in any case.
+pub const MIN_IN_FLIGHT: usize = 1536 * 1024;
 
 pub struct KeptOutput {
     limit: usize,
     bytes: AtomicUsize,
+    /// The number of running executions with `block`.
+    blocking: AtomicUsize,
     /// The outputs of executions that have ended, the first one first.
     ended: Mutex<VecDeque<Weak<Output>>>,
 }
@@ -30,8 +41,26 @@ impl KeptOutput {
         Self {
             limit,
             bytes: AtomicUsize::new(0),
+            blocking: AtomicUsize::new(0),
             ended: Mutex::default(),
         }
+    }
+
+    /// An execution with `block` runs.
+    pub fn blocking_started(&self) {
+        self.blocking.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It runs no more.
+    pub fn blocking_ended(&self) {
+        self.blocking.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How much of what its followers were given an execution with `block` keeps of each stream now.
+    #[must_use]
+    pub fn in_flight_bytes(&self) -> usize {
+        let executions = self.blocking.load(Ordering::Relaxed).max(1);
+        (IN_FLIGHT_TOTAL / executions).clamp(MIN_IN_FLIGHT, MAX_IN_FLIGHT)
     }
 
     /// Drops output of ended executions until `more` bytes fit; `false` when they do not. The

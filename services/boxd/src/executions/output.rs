@@ -6,14 +6,13 @@
 //! * I3. With `block` the command waits while `keep_bytes` of a stream were given to no follower.
 //!   With several followers the slowest one counts; without one, the furthest position that
 //!   they reached. A reader that does not follow neither holds nor frees output.
-//! * I4. With `block` the last [`IN_FLIGHT_BYTES`] that were given to followers are kept too.
-//!   Bytes that were given may be lost on their way with a connection, an exec-proxy or a gateway:
-//!   a window of HTTP/2 (128 KiB) and what fills the next one, the window of the session (16
-//!   messages of 32 KiB), and what the gateway has not sent yet (408 KiB). The kernel delivers what a
-//!   gateway that ends has sent. So the only follower of an execution may be lost at any time,
-//!   and resumes at what its client has received, without a gap. A client that loses its network,
-//!   or bytes that it has received, gets a gap if the buffers of its connection held more than the
-//!   rest.
+//! * I4. With `block` the last bytes that were given to followers are kept too, 1.5 to 4 MiB of each
+//!   stream ([`KeptOutput::in_flight_bytes`]). They may be lost on their way with a connection, an
+//!   exec-proxy or a gateway: a window of HTTP/2 (128 KiB) and what fills the next one, the window of
+//!   the session (16 messages of 32 KiB), and what the gateway has not sent yet (320 KiB). The rest is
+//!   for what a client has received and not read when it loses its connection. So the only follower of an
+//!   execution may be lost at any time, and resumes at what its client has read, without a gap, unless
+//!   the client's receive buffer is larger than the rest.
 //! * I5. When the command has ended, the rest of its output always has space: its end does not
 //!   depend on a reader.
 
@@ -31,8 +30,6 @@ use tokio::time::Instant;
 use super::kept::{KeptOutput, MIN_KEPT};
 use crate::process::{OutputStore, Ring};
 
-/// With `block`: how much output that was given to followers is kept.
-const IN_FLIGHT_BYTES: usize = 1536 * 1024;
 /// With `block`: the space for output that is still in the pipe when the command ends. A pipe
 /// of an unprivileged process holds at most so much.
 const LAST_BYTES: usize = 1024 * 1024;
@@ -95,16 +92,15 @@ struct State {
 impl Output {
     #[must_use]
     pub fn new(on_full: OnFull, keep_bytes: usize, kept: Arc<KeptOutput>) -> Self {
-        let capacity = match on_full {
-            OnFull::Drop => keep_bytes,
-            OnFull::Block => keep_bytes + IN_FLIGHT_BYTES,
-        };
+        if on_full == OnFull::Block {
+            kept.blocking_started();
+        }
         Self {
             on_full,
             keep_bytes,
             kept,
             state: Mutex::new(State {
-                rings: [Ring::new(capacity), Ring::new(capacity)],
+                rings: [Ring::new(keep_bytes), Ring::new(keep_bytes)],
                 received: [0; 2],
                 followers: HashMap::new(),
                 next_follower: 0,
@@ -212,14 +208,10 @@ impl Output {
 
     /// The rest of the output has space from now on.
     pub fn command_ended(&self) {
-        let mut state = self.state.lock();
-        if !state.command_ended && self.on_full == OnFull::Block {
-            for ring in &mut state.rings {
-                ring.raise_capacity(LAST_BYTES);
-            }
+        let has_ended = std::mem::replace(&mut self.state.lock().command_ended, true);
+        if !has_ended && self.on_full == OnFull::Block {
+            self.kept.blocking_ended();
         }
-        state.command_ended = true;
-        drop(state);
         self.space_freed.send_modify(|count| *count += 1);
     }
 
@@ -252,12 +244,16 @@ impl Output {
             // The ring drops its oldest bytes.
             OnFull::Drop => usize::MAX,
             OnFull::Block => {
-                let last = if state.command_ended { LAST_BYTES } else { 0 };
                 let held = state.rings[stream].end() - state.floor(stream);
                 let held = usize::try_from(held).unwrap_or(usize::MAX);
-                (self.keep_bytes + last).saturating_sub(held)
+                self.bound(state.command_ended).saturating_sub(held)
             }
         }
+    }
+
+    /// With `block`: how much output that was given to no follower is kept.
+    fn bound(&self, command_ended: bool) -> usize {
+        self.keep_bytes + if command_ended { LAST_BYTES } else { 0 }
     }
 }
 
@@ -331,8 +327,12 @@ impl OutputStore for Output {
         }
         let result = read(&mut buffer[..space]);
         if let Ok(count @ 1..) = result {
+            let is_last = state.command_ended;
             let ring = &mut state.rings[stream as usize];
             let before = ring.len();
+            if self.on_full == OnFull::Block {
+                ring.set_capacity(self.bound(is_last) + self.kept.in_flight_bytes());
+            }
             ring.push(stream, &buffer[..count]);
             if !has_room && self.on_full == OnFull::Drop {
                 let surplus = ring.len().saturating_sub(before.max(MIN_KEPT));
@@ -365,8 +365,12 @@ impl OutputStore for Output {
 
 impl Drop for Output {
     fn drop(&mut self) {
-        for ring in &self.state.get_mut().rings {
+        let state = self.state.get_mut();
+        for ring in &state.rings {
             self.kept.resized(ring.len(), 0);
+        }
+        if !state.command_ended && self.on_full == OnFull::Block {
+            self.kept.blocking_ended();
         }
     }
 }

@@ -52,9 +52,11 @@ impl Ring {
         self.bytes.len()
     }
 
-    /// Keeps so many bytes more from now on.
-    pub fn raise_capacity(&mut self, more: usize) {
-        self.capacity += more;
+    /// Keeps at most so many bytes from now on, the newest.
+    pub fn set_capacity(&mut self, capacity: usize) {
+        self.capacity = capacity.max(1);
+        self.discard(self.bytes.len().saturating_sub(self.capacity));
+        self.bytes.shrink_to(self.capacity);
     }
 
     /// The number of bytes that can be pushed when bytes before `floor` may be dropped.

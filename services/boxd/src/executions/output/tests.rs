@@ -1,4 +1,5 @@
 use super::*;
+use crate::executions::kept::{MAX_IN_FLIGHT, MIN_IN_FLIGHT};
 
 const KEEP: usize = MIN_KEPT;
 const STDOUT: usize = OutputStream::Stdout as usize;
@@ -112,7 +113,7 @@ fn block_waits_without_a_follower_and_for_the_slowest_one() {
 #[test]
 fn block_passes_every_byte_once_to_a_follower_that_is_often_lost() {
     let output = output(OnFull::Block);
-    let total = 3 * (IN_FLIGHT_BYTES + KEEP);
+    let total = 3 * (MAX_IN_FLIGHT + KEEP);
     let data = pattern(0, total);
     let (mut written, mut received) = (0, Vec::new());
     let mut round: usize = 0;
@@ -126,7 +127,7 @@ fn block_passes_every_byte_once_to_a_follower_that_is_often_lost() {
         // Some of what the follower was given is lost on its way.
         let lost = (round * 97_003)
             .min(reading.data.len() / 2)
-            .min(IN_FLIGHT_BYTES);
+            .min(MAX_IN_FLIGHT);
         round += 1;
         reading.data.truncate(reading.data.len() - lost);
         received.append(&mut reading.data);
@@ -140,7 +141,7 @@ fn block_passes_every_byte_once_to_a_follower_that_is_often_lost() {
 fn block_keeps_what_may_be_in_flight() {
     let output = output(OnFull::Block);
     let mut reading = Reading::follow(&output, Begin::Oldest);
-    let total = 2 * IN_FLIGHT_BYTES;
+    let total = 2 * MAX_IN_FLIGHT;
     let data = pattern(0, total);
     let mut written = 0;
     while written < total {
@@ -149,9 +150,44 @@ fn block_keeps_what_may_be_in_flight() {
     }
     reading.leave(&output);
     write(&output, &data);
-    let mut resumed = Reading::follow(&output, at((total - IN_FLIGHT_BYTES) as u64));
+    let mut resumed = Reading::follow(&output, at((total - MAX_IN_FLIGHT) as u64));
     assert!(resumed.step(&output));
     assert_eq!(resumed.gaps, 0);
+}
+
+#[test]
+fn outputs_that_block_at_the_same_time_share_what_may_be_in_flight() {
+    let kept = Arc::new(KeptOutput::new(usize::MAX));
+    let new = || Output::new(OnFull::Block, KEEP, Arc::clone(&kept));
+    let outputs: Vec<Output> = (0..8).map(|_| new()).collect();
+    let pass = |output: &Output| {
+        let mut reading = Reading::follow(output, Begin::Oldest);
+        let data = pattern(0, 2 * MAX_IN_FLIGHT);
+        let mut written = 0;
+        while written < data.len() {
+            written += write(output, &data[written..]);
+            while reading.step(output) {}
+        }
+        reading.leave(output);
+        let oldest = output.positions([true, false], Begin::Oldest).unwrap()[0];
+        output.ends()[0] - oldest.unwrap()
+    };
+    for output in &outputs {
+        let left = usize::try_from(pass(output)).unwrap();
+        assert!(
+            (MIN_IN_FLIGHT..=MIN_IN_FLIGHT + KEEP).contains(&left),
+            "{left}"
+        );
+    }
+    let [first, rest @ ..] = &outputs[..] else {
+        unreachable!()
+    };
+    rest.iter().for_each(Output::command_ended);
+    let left = usize::try_from(pass(first)).unwrap();
+    assert!(
+        (MAX_IN_FLIGHT..=MAX_IN_FLIGHT + KEEP).contains(&left),
+        "{left}"
+    );
 }
 
 #[test]
