@@ -1,8 +1,6 @@
 //! Decides which addresses a webhook reaches, and opens its connections.
 //!
-//! * I1. A name is resolved once for each connection, and the connection uses a resolved address that
-//!   passed the check: a name that resolves to another address later has no effect.
-//! * I2. Without TLS only the networks that the operator allows are reached.
+//! * I1. Without TLS only the networks that the operator allows are reached.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -10,21 +8,13 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use agentbox_runtime::address_ranges::{
-    ALWAYS_DENIED_V4, ALWAYS_DENIED_V6, PRIVATE_V4, PRIVATE_V6, networks,
-};
+use agentbox_runtime::public_addresses::{self, PublicAddresses, bare_host};
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
 use reqwest::Url;
 use tokio::net::TcpStream;
-
-/// IETF protocol assignments, with Teredo, which carries IPv4.
-const TUNNELS_V6: [&str; 1] = ["2001::/23"];
-/// The deadline of a connection, with the resolution of its name.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Why no connection to the host of a webhook was opened.
 #[derive(Debug, thiserror::Error)]
@@ -40,19 +30,14 @@ pub enum GuardError {
 pub struct Guard {
     /// Reached although they are not public, also without TLS.
     allowed: Vec<IpNet>,
-    denied: Vec<IpNet>,
+    public: PublicAddresses,
 }
 
 impl Guard {
     pub fn new(allowed: Vec<IpNet>) -> Self {
         Self {
             allowed,
-            denied: networks(&ALWAYS_DENIED_V4)
-                .chain(networks(&ALWAYS_DENIED_V6))
-                .chain(networks(&PRIVATE_V4))
-                .chain(networks(&PRIVATE_V6))
-                .chain(networks(&TUNNELS_V6))
-                .collect(),
+            public: PublicAddresses::except(Vec::new()),
         }
     }
 
@@ -91,25 +76,13 @@ impl Guard {
         is_plain: bool,
     ) -> Result<TcpStream, GuardError> {
         let host = bare_host(host);
-        let own = own_addresses().map_err(GuardError::Unreachable)?;
-        let connect = async {
-            let mut failure = None;
-            for address in tokio::net::lookup_host((host.as_str(), port)).await? {
-                if !self.is_allowed(address.ip(), &own, is_plain) {
-                    continue;
-                }
-                match TcpStream::connect(address).await {
-                    Ok(stream) => return Ok(Some(stream)),
-                    Err(error) => failure = Some(error),
-                }
-            }
-            failure.map_or(Ok(None), Err)
-        };
-        match tokio::time::timeout(CONNECT_DEADLINE, connect).await {
-            Ok(Ok(Some(stream))) => Ok(stream),
-            Ok(Ok(None)) => Err(GuardError::NotAllowed),
-            Ok(Err(error)) => Err(GuardError::Unreachable(error)),
-            Err(_) => Err(GuardError::Unreachable(io::ErrorKind::TimedOut.into())),
+        let connecting = public_addresses::connect(&host, port, |address, own| {
+            self.is_allowed(address, own, is_plain)
+        });
+        match connecting.await {
+            Ok(Some(stream)) => Ok(stream),
+            Ok(None) => Err(GuardError::NotAllowed),
+            Err(error) => Err(GuardError::Unreachable(error)),
         }
     }
 
@@ -118,39 +91,8 @@ impl Guard {
             .allowed
             .iter()
             .any(|network| network.contains(&address));
-        is_exception || (!is_plain && self.is_public(address, own))
+        is_exception || (!is_plain && self.public.contains(address, own))
     }
-
-    /// Whether an address is neither in a denied network nor this machine's.
-    fn is_public(&self, address: IpAddr, own: &BTreeSet<IpAddr>) -> bool {
-        // Of IPv6 only global unicast (2000::/3): outside of it are old and local forms that carry
-        // IPv4, such as ::127.0.0.1 and 64:ff9b:1::/48.
-        let is_global = match address {
-            IpAddr::V4(_) => true,
-            IpAddr::V6(address) => address.segments()[0] >> 13 == 1,
-        };
-        is_global
-            && !own.contains(&address)
-            && !self.denied.iter().any(|network| network.contains(&address))
-    }
-}
-
-/// A host in lower case, an IPv6 address without its brackets.
-fn bare_host(host: &str) -> String {
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host.to_ascii_lowercase()
-}
-
-/// The addresses of this machine, which may be public ones.
-fn own_addresses() -> io::Result<BTreeSet<IpAddr>> {
-    let interfaces = nix::ifaddrs::getifaddrs()?;
-    Ok(interfaces
-        .filter_map(|interface| interface.address)
-        .filter_map(|address| {
-            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
-        })
-        .collect())
 }
 
 /// Opens the connections of a HTTP client.

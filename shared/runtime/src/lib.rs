@@ -26,6 +26,7 @@ pub mod metrics;
 mod network_policy;
 mod observed;
 pub mod preflight;
+pub mod public_addresses;
 mod registry_credential;
 mod retries;
 mod rights;

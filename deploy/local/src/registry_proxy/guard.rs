@@ -1,30 +1,18 @@
 //! Decides which addresses a pull reaches, and opens its connections.
-//!
-//! * I1. A name is resolved once for each connection, and the connection uses a resolved address that
-//!   passed the check: a name that resolves to another address later has no effect.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use agentbox_runtime::address_ranges::{
-    ALWAYS_DENIED_V4, ALWAYS_DENIED_V6, PRIVATE_V4, PRIVATE_V6, networks,
-};
+use agentbox_runtime::public_addresses::{self, PublicAddresses, bare_host};
 use axum::http::Uri;
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
 use reqwest::Url;
 use tokio::net::TcpStream;
-
-/// IETF protocol assignments, with Teredo, which carries IPv4.
-const TUNNELS_V6: [&str; 1] = ["2001::/23"];
-/// The deadline of a connection, with the resolution of its name.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A pull must not reach an address.
 #[derive(Debug, thiserror::Error)]
@@ -79,32 +67,21 @@ fn authority(url: &Url) -> Option<(String, u16)> {
     Some((bare_host(url.host_str()?), url.port_or_known_default()?))
 }
 
-/// A host in lower case, an IPv6 address without its brackets.
-fn bare_host(host: &str) -> String {
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host.to_ascii_lowercase()
-}
-
 #[derive(Debug)]
 pub(super) struct Guard {
     /// Whether each exception speaks HTTP.
     exceptions: BTreeMap<(String, u16), bool>,
-    denied: Vec<IpNet>,
+    public: PublicAddresses,
 }
 
 impl Guard {
     pub(super) fn new(exceptions: Vec<Exception>, denied: Vec<IpNet>) -> Self {
-        let closed = networks(&ALWAYS_DENIED_V4)
-            .chain(networks(&ALWAYS_DENIED_V6))
-            .chain(networks(&PRIVATE_V4))
-            .chain(networks(&PRIVATE_V6))
-            .chain(networks(&TUNNELS_V6));
         Self {
             exceptions: exceptions
                 .into_iter()
                 .map(|exception| ((exception.host, exception.port), exception.is_plain))
                 .collect(),
-            denied: closed.chain(denied).collect(),
+            public: PublicAddresses::except(denied),
         }
     }
 
@@ -138,44 +115,15 @@ impl Guard {
     /// Connects to an address of `host` that a pull may reach.
     async fn connect(&self, host: &str, port: u16) -> Result<TcpStream, GuardError> {
         let host = bare_host(host);
-        let unreachable = |source: io::Error| GuardError::Unreachable {
-            host: host.clone(),
-            source,
-        };
         let is_exception = self.exceptions.contains_key(&(host.clone(), port));
-        let own = own_addresses().map_err(unreachable)?;
-        let connect = async {
-            let mut failure = None;
-            for address in tokio::net::lookup_host((host.as_str(), port)).await? {
-                if !is_exception && !self.is_public(address.ip(), &own) {
-                    continue;
-                }
-                match TcpStream::connect(address).await {
-                    Ok(stream) => return Ok(Some(stream)),
-                    Err(error) => failure = Some(error),
-                }
-            }
-            failure.map_or(Ok(None), Err)
-        };
-        match tokio::time::timeout(CONNECT_DEADLINE, connect).await {
-            Ok(Ok(Some(stream))) => Ok(stream),
-            Ok(Ok(None)) => Err(GuardError::NotPublic(host.clone())),
-            Ok(Err(error)) => Err(unreachable(error)),
-            Err(_) => Err(unreachable(io::ErrorKind::TimedOut.into())),
+        let connecting = public_addresses::connect(&host, port, |address, own| {
+            is_exception || self.public.contains(address, own)
+        });
+        match connecting.await {
+            Ok(Some(stream)) => Ok(stream),
+            Ok(None) => Err(GuardError::NotPublic(host)),
+            Err(source) => Err(GuardError::Unreachable { host, source }),
         }
-    }
-
-    /// Whether an address is neither in a closed network nor this machine's.
-    fn is_public(&self, address: IpAddr, own: &BTreeSet<IpAddr>) -> bool {
-        // Of IPv6 only global unicast (2000::/3): outside of it are old and local forms that carry
-        // IPv4, such as ::127.0.0.1 and 64:ff9b:1::/48.
-        let is_global = match address {
-            IpAddr::V4(_) => true,
-            IpAddr::V6(address) => address.segments()[0] >> 13 == 1,
-        };
-        is_global
-            && !own.contains(&address)
-            && !self.denied.iter().any(|network| network.contains(&address))
     }
 }
 
@@ -186,18 +134,6 @@ fn host_of(url: &Url) -> String {
         .chars()
         .take(80)
         .collect()
-}
-
-/// The addresses of this machine, which may be public ones.
-fn own_addresses() -> io::Result<BTreeSet<IpAddr>> {
-    let interfaces = nix::ifaddrs::getifaddrs()?;
-    Ok(interfaces
-        .filter_map(|interface| interface.address)
-        .filter_map(|address| {
-            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
-        })
-        .collect())
 }
 
 /// Opens the connections of a HTTP client.
@@ -230,6 +166,8 @@ impl tower::Service<Uri> for Connector {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn guard(exceptions: &[&str]) -> Guard {
@@ -271,7 +209,7 @@ mod tests {
             ("2001:0:7f00:1::", false),
             ("2001:4860:4860::8888", true),
         ] {
-            let got = guard.is_public(address.parse().unwrap(), &own);
+            let got = guard.public.contains(address.parse().unwrap(), &own);
             assert_eq!(got, is_public, "{address}");
         }
     }
