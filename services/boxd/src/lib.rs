@@ -15,6 +15,7 @@
 //! A warm box starts without a main command and gets it, with its variables, by the `Configure` call of
 //! a driver's claim. Until then it starts no command of a caller.
 
+mod allocator;
 mod background_output;
 mod command;
 mod connections;

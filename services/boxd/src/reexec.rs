@@ -18,6 +18,7 @@ use agentbox_box_protocol::variables;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::prctl;
 
+use crate::allocator;
 use crate::init::{self, InitError};
 use crate::reaper::THREAD_STACK_BYTES;
 use crate::settings::{Settings, SettingsError};
@@ -103,6 +104,7 @@ fn protect_and_run(settings: Settings, command: Vec<OsString>) -> Result<u8, Ree
     // Executed from /proc/self/exe the process would be named "exe". Cosmetic: errors are
     // ignored.
     let _ = prctl::set_name(c"boxd");
+    allocator::return_large_allocations();
     // All threads start here or in `Reaper::new`. The runtime's pool for blocking calls creates
     // threads on demand, and panics when the kernel refuses one: boxd must not use it.
     let runtime = tokio::runtime::Builder::new_multi_thread()
