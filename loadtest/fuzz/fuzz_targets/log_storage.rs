@@ -46,6 +46,7 @@ fuzz_target!(|bytes: &[u8]| {
     fs::write(&path, bytes).expect("a written file");
     // Any content is read or is an error.
     let _ = Termination::read(&path);
+    let _ = Termination::read_claim(&path);
     read_executions(bytes);
 });
 

@@ -153,6 +153,7 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
         Arc::clone(&log),
         &settings,
     ));
+    let token = settings.token()?;
     let service = Service {
         starter,
         runs,
@@ -163,9 +164,9 @@ pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitE
         log: Arc::clone(&log),
         sampler,
         ports: Ports::new(settings.listen, tasks.clone(), closing.clone()),
-        configured: Mutex::new(None),
+        token: token.clone(),
+        configuring: Mutex::new(()),
     };
-    let token = settings.token()?;
     let tls = tls::acceptor(&token).map_err(InitError::Tls)?;
     let incoming = connections::incoming(listen(settings.listen).await?, tls);
     let serving = serve(incoming, service, CheckToken::new(token), stop.clone());

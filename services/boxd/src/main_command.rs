@@ -4,11 +4,12 @@
 //! * I1. It is started at most once.
 //! * I2. The termination file is written before the end is published. A box that ends without
 //!   one was lost, or failed to start.
+//! * I3. The claim of a warm box is in that file before the command is started.
 
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use agentbox_box_protocol::termination::Termination;
 use agentbox_contracts::logs::OutputStream;
@@ -49,6 +50,7 @@ pub struct MainCommand {
     pub log: Arc<Log>,
     pub tasks: TaskTracker,
     pub termination_file: Option<PathBuf>,
+    claim: OnceLock<String>,
     phase: watch::Sender<Phase>,
 }
 
@@ -71,6 +73,7 @@ impl MainCommand {
             log,
             tasks,
             termination_file,
+            claim: OnceLock::new(),
             phase,
         }
     }
@@ -80,8 +83,21 @@ impl MainCommand {
         *self.phase.borrow()
     }
 
-    /// Ends the wait of a warm box for its configuration. [`Self::start`] follows.
-    pub fn begin(&self) {
+    /// The claim of a warm box, once it has one.
+    #[must_use]
+    pub fn claim(&self) -> Option<&str> {
+        self.claim.get().map(String::as_str)
+    }
+
+    /// Ends the wait of a warm box for its claim. [`Self::start`] follows. Must be called once only.
+    pub fn begin(&self, claim: String) {
+        if let Some(path) = &self.termination_file
+            && let Err(error) = Termination::record_claim(path, &claim)
+        {
+            // The report of the end has it too.
+            stderr::line(&format!("boxd: {error}"));
+        }
+        let _ = self.claim.set(claim);
         self.phase.send_replace(Phase::Starting);
     }
 
@@ -226,6 +242,7 @@ impl MainCommand {
             started_at,
             finished_at,
             message,
+            claim: self.claim.get().cloned(),
         };
         if let Some(path) = &self.termination_file
             && let Err(error) = termination.write(path)

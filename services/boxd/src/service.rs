@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentbox_box_protocol::call_span::SPAN_METADATA;
+use agentbox_box_protocol::claim;
 use agentbox_box_protocol::proto::boxd_server::Boxd;
 use agentbox_box_protocol::proto::{self, run_input, run_output};
+use agentbox_box_protocol::token::BoxToken;
 use agentbox_contracts::executions::{ExecutionInput, ExecutionOutput};
 use agentbox_contracts::files::{FileInput, FileOutput, file_input};
 use agentbox_contracts::ports::{PortInput, PortList, PortOutput, port_input};
@@ -46,8 +48,9 @@ pub struct Service {
     pub log: Arc<Log>,
     pub sampler: Arc<UsageSampler>,
     pub ports: Ports,
-    /// The configuration of a warm box, once it was configured.
-    pub configured: Mutex<Option<proto::ConfigureRequest>>,
+    pub token: BoxToken,
+    /// Held while a warm box is configured.
+    pub configuring: Mutex<()>,
 }
 
 #[tonic::async_trait]
@@ -155,9 +158,10 @@ impl Boxd for Service {
         request: Request<proto::ConfigureRequest>,
     ) -> Result<Response<proto::ConfigureReply>, Status> {
         let request = request.into_inner();
-        let mut configured = self.configured.lock().await;
-        match configured.as_ref() {
-            Some(same) if *same == request => return Ok(Response::new(proto::ConfigureReply {})),
+        let claim = claim::identify(&self.token, &request);
+        let _configuring = self.configuring.lock().await;
+        match self.main.claim() {
+            Some(held) if held == claim => return Ok(Response::new(proto::ConfigureReply {})),
             Some(_) => {
                 return Err(Status::failed_precondition(
                     "the box was configured with another request",
@@ -168,13 +172,12 @@ impl Boxd for Service {
             }
             None => {}
         }
-        let argv = arguments(request.command.clone()).map_err(|error| error.status())?;
-        let added = variables(request.env.clone()).map_err(|error| error.status())?;
+        let argv = arguments(request.command).map_err(|error| error.status())?;
+        let added = variables(request.env).map_err(|error| error.status())?;
         self.environment.extend(added);
         self.starter.slots.restart_idle();
-        *configured = Some(request);
         // Now, because the same request again is answered without waiting for the task.
-        self.main.begin();
+        self.main.begin(claim);
         // In a task of its own: a caller that disconnects must not leave it half done.
         let main = Arc::clone(&self.main);
         let started = self

@@ -8,12 +8,14 @@
 //! * [`client`]: a gRPC client over any byte stream.
 //! * [`output`]: the files with the main command's output.
 //! * [`executions`]: the file with the records of executions.
-//! * [`termination`]: the file with the main command's exit.
+//! * [`claim`]: what identifies the claim of a warm box.
+//! * [`termination`]: the file with the main command's exit, and with the claim of the box.
 //! * [`variables`]: the environment variables that configure boxd.
 //!
 //! Never starts a process and never listens: boxd does.
 
 pub mod call_span;
+pub mod claim;
 pub mod client;
 pub mod executions;
 pub mod logs;

@@ -1,5 +1,8 @@
 //! The termination file: the exit of the main command as JSON. It outlives boxd. A box that ended
 //! without it was lost, or failed to start: boxd's own exit code is not the command's.
+//!
+//! In a claimed box it has the claim, from before the main command is started: `{"claim": "…"}`, to which
+//! the exit adds its fields. So a claim that is repeated after boxd's end is known to have been made.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -24,6 +27,15 @@ pub struct Termination {
     pub finished_at: DateTime<Utc>,
     /// A message for users; may be empty.
     pub message: String,
+    /// The claim of the box ([`crate::claim`]); `None`: it was not created warm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<String>,
+}
+
+/// What the file of a claimed box has before and after the exit.
+#[derive(Serialize, Deserialize)]
+struct Claimed {
+    claim: String,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +59,26 @@ impl Termination {
         Ok(file.write_all(b"\n")?)
     }
 
+    /// Writes the claim of a box into the reserved file, before the main command is started. The file stays
+    /// the same one, with its mode.
+    ///
+    /// # Errors
+    /// [`TerminationError::Io`].
+    pub fn record_claim(path: &Path, claim: &str) -> Result<(), TerminationError> {
+        let claimed = Claimed {
+            claim: claim.to_owned(),
+        };
+        let json = serde_json::to_vec(&claimed).map_err(TerminationError::Malformed)?;
+        Ok(write_in_place(path, &json)?)
+    }
+
+    /// The claim that the content of the file has, with or without an exit.
+    #[must_use]
+    pub fn claim_in(content: &[u8]) -> Option<String> {
+        let claimed: Option<Claimed> = serde_json::from_slice(content).ok();
+        claimed.map(|claimed| claimed.claim)
+    }
+
     /// Writes the file through a temporary file and a rename; in place when there is no space
     /// for another file, and when the path is a mount itself (Kubernetes' termination log). Links, FIFOs
     /// and devices that the box has put into the place of either file are not written to.
@@ -62,10 +94,7 @@ impl Termination {
         if replaced.is_err() {
             // Removes the temporary file; best effort.
             let _ = fs::remove_file(&temporary);
-            // Without truncating it first, which would release its space.
-            let mut file = regular_file::open_or_create(path)?;
-            file.write_all(&json)?;
-            file.set_len(json.len() as u64)?;
+            write_in_place(path, &json)?;
         }
         Ok(())
     }
@@ -76,20 +105,43 @@ impl Termination {
     /// # Errors
     /// [`TerminationError`]; only the box's end is known then.
     pub fn read(path: &Path) -> Result<Option<Self>, TerminationError> {
-        let file = match regular_file::open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let mut json = Vec::new();
-        file.take(MAX_BYTES).read_to_end(&mut json)?;
+        let json = content(path)?;
         if json.iter().all(u8::is_ascii_whitespace) {
             return Ok(None);
         }
-        serde_json::from_slice(&json)
-            .map(Some)
-            .map_err(TerminationError::Malformed)
+        match serde_json::from_slice(&json) {
+            Ok(termination) => Ok(Some(termination)),
+            Err(_) if Self::claim_in(&json).is_some() => Ok(None),
+            Err(error) => Err(TerminationError::Malformed(error)),
+        }
     }
+
+    /// Reads the claim from the file. `None` when it has none.
+    ///
+    /// # Errors
+    /// [`TerminationError::Io`].
+    pub fn read_claim(path: &Path) -> Result<Option<String>, TerminationError> {
+        Ok(Self::claim_in(&content(path)?))
+    }
+}
+
+/// The content of the file; empty when it does not exist.
+fn content(path: &Path) -> io::Result<Vec<u8>> {
+    let file = match regular_file::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut content = Vec::new();
+    file.take(MAX_BYTES).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// Replaces the content of the file. Does not truncate it first, which would release its space.
+fn write_in_place(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = regular_file::open_or_create(path)?;
+    file.write_all(content)?;
+    file.set_len(content.len() as u64)
 }
 
 /// Writes a new file; an existing one of the same name is removed.
@@ -113,6 +165,7 @@ mod tests {
             started_at: DateTime::from_timestamp_nanos(1_700_000_000_000_000_001),
             finished_at: DateTime::from_timestamp_nanos(1_700_000_001_000_000_000),
             message: String::new(),
+            claim: Some("0a".repeat(32)),
         }
     }
 
@@ -128,6 +181,29 @@ mod tests {
         sample().write(&path).unwrap();
         assert_eq!(Termination::read(&path).unwrap(), Some(sample()));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn claim_is_in_the_file_before_and_after_the_exit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("termination");
+        assert_eq!(Termination::read_claim(&path).unwrap(), None);
+        Termination::reserve(&path).unwrap();
+        assert_eq!(Termination::read_claim(&path).unwrap(), None);
+        let claim = sample().claim.unwrap();
+        Termination::record_claim(&path, &claim).unwrap();
+        assert_eq!(Termination::read(&path).unwrap(), None);
+        assert_eq!(Termination::read_claim(&path).unwrap(), Some(claim.clone()));
+        sample().write(&path).unwrap();
+        assert_eq!(Termination::read(&path).unwrap(), Some(sample()));
+        assert_eq!(Termination::read_claim(&path).unwrap(), Some(claim));
+        let cold = Termination {
+            claim: None,
+            ..sample()
+        };
+        cold.write(&path).unwrap();
+        assert_eq!(Termination::read(&path).unwrap(), Some(cold));
+        assert_eq!(Termination::read_claim(&path).unwrap(), None);
     }
 
     #[test]

@@ -204,9 +204,19 @@ fn files_are_written_as_before() {
         started_at: DateTime::from_timestamp_nanos(nanos),
         finished_at: DateTime::from_timestamp_nanos(1_700_000_001_000_000_000),
         message: "m".into(),
+        claim: None,
     };
     assert_eq!(
         serde_json::to_string(&termination).unwrap(),
         r#"{"exit_code":137,"oom_killed":true,"started_at":"2023-11-14T22:13:20.123456789Z","finished_at":"2023-11-14T22:13:21Z","message":"m"}"#
+    );
+    let claimed = Termination {
+        claim: Some("0a".into()),
+        ..termination
+    };
+    assert!(
+        serde_json::to_string(&claimed)
+            .unwrap()
+            .ends_with(r#","message":"m","claim":"0a"}"#)
     );
 }

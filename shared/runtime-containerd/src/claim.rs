@@ -9,33 +9,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use agentbox_box_protocol::variables::DEFAULT_PORT;
-use agentbox_runtime::{BoxSpec, Observed, RuntimeError, configure_claimed};
+use agentbox_runtime::{BoxSpec, Observed, RuntimeError, claim_of, configure_claimed};
 use chrono::Utc;
-use sha2::{Digest as _, Sha256};
 use tokio::net::TcpStream;
 
 use crate::box_state::{BoxLock, BoxState, Warm};
 use crate::context::Context;
 use crate::error::io_failure;
+use crate::output;
 use crate::phase::{self, Observation, ObservedContainer};
-
-/// Identifies the claim of a spec: what boxd is given once. A digest, because variables are secret; it
-/// begins with the box's token, so that nobody can try values. The network policy and the labels of an
-/// environment may change later, and are no part of it.
-fn claim_of(spec: &BoxSpec) -> Result<String, RuntimeError> {
-    let given = (
-        &spec.boxd_token,
-        &spec.owner,
-        &spec.command,
-        spec.use_entrypoint,
-        &spec.env,
-    );
-    let json = serde_json::to_vec(&given).map_err(|error| RuntimeError::Cluster {
-        operation: "claim",
-        message: error.to_string(),
-    })?;
-    Ok(hex::encode(Sha256::digest(json)))
-}
 
 fn not_claimable(reason: &str) -> RuntimeError {
     RuntimeError::NotClaimable(reason.to_owned())
@@ -93,9 +75,11 @@ impl Context {
                 held: state.generation,
             });
         }
-        let claim = claim_of(spec)?;
-        let has_claim = |warm: &Warm| warm.is_configured && warm.claim.as_ref() == Some(&claim);
-        if state.warm.as_ref().is_some_and(has_claim) {
+        let Some(warm) = state.warm.clone() else {
+            return Err(not_claimable("it was not created warm"));
+        };
+        let claim = claim_of(spec, Some(&warm.entrypoint))?;
+        if warm.is_configured && warm.claim.as_ref() == Some(&claim) {
             // Also when the command has ended since, and boxd with it.
             state.generation = generation;
             self.states.save(lock, id, state).await?;
@@ -108,14 +92,13 @@ impl Context {
         };
         let policy = spec.network_policy(self.config.default_allow_internet);
         network.owner = Some(spec.owner.clone());
-        let Some(warm) = state.warm.as_mut() else {
-            return Err(not_claimable("it was not created warm"));
-        };
         if warm.claim.as_ref().is_some_and(|held| *held != claim) {
             return Err(not_claimable("another claim has it"));
         }
-        warm.claim = Some(claim);
-        let entrypoint = warm.entrypoint.clone();
+        state.warm = Some(Warm {
+            claim: Some(claim),
+            ..warm.clone()
+        });
         state.generation = generation;
         state.network = Some(network.clone());
         state.policy = Some(policy.clone());
@@ -135,8 +118,11 @@ impl Context {
             let replaced = self.firewall.replace(id, &network, &policy).await;
             replaced.map_err(RuntimeError::from)
         };
+        let directory = self.output_directory(id);
+        let recorded = async { output::claim(&directory) };
         let within = self.claim_deadline();
-        configure_claimed(connection, prepared, spec, Some(&entrypoint), within).await?;
+        let entrypoint = Some(warm.entrypoint.as_slice());
+        configure_claimed(connection, prepared, recorded, spec, entrypoint, within).await?;
         if let Some(warm) = state.warm.as_mut() {
             warm.is_configured = true;
         }
@@ -149,41 +135,5 @@ impl Context {
     /// Of a claim: for the box's lock, and for the connection to boxd.
     fn claim_deadline(&self) -> Duration {
         Duration::from_millis(self.config.connect_deadline_ms)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use agentbox_contracts::ids::UserId;
-    use agentbox_runtime::NetworkPolicy;
-    use agentbox_runtime::conformance::example_spec;
-
-    use super::*;
-
-    #[test]
-    fn claim_is_identified_by_what_boxd_is_given() {
-        let spec = example_spec(|_| {});
-        let first = claim_of(&spec).unwrap();
-        let changed = |change: &dyn Fn(&mut BoxSpec)| {
-            let mut spec = spec.clone();
-            change(&mut spec);
-            claim_of(&spec).unwrap()
-        };
-        assert_eq!(
-            changed(&|spec| {
-                spec.labels.insert("team".to_owned(), "ci".to_owned());
-                spec.isolation.network_policy = Some(NetworkPolicy::default());
-            }),
-            first
-        );
-        for other in [
-            changed(&|spec| spec.owner = UserId::random()),
-            changed(&|spec| spec.command = Some(vec!["sh".to_owned()])),
-            changed(&|spec| spec.use_entrypoint = true),
-            changed(&|spec| drop(spec.env.insert("A".to_owned(), "1".to_owned()))),
-            changed(&|spec| "other".clone_into(&mut spec.boxd_token)),
-        ] {
-            assert_ne!(other, first);
-        }
     }
 }

@@ -32,6 +32,13 @@ pub fn mount_fresh(directory: &Path, owner: u32) -> io::Result<()> {
     tmpfs::mount_fresh("agentbox-output", directory, flags, &options)
 }
 
+/// The claim of the box that boxd wrote; `None` when missing or malformed.
+pub fn claim(directory: &Path) -> Option<String> {
+    Termination::read_claim(&directory.join(TERMINATION_FILE))
+        .ok()
+        .flatten()
+}
+
 /// The exit status of the main command that boxd wrote; `None` when missing or malformed.
 pub fn termination(directory: &Path) -> Option<Termination> {
     Termination::read(&directory.join(TERMINATION_FILE))

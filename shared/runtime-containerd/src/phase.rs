@@ -213,6 +213,7 @@ mod tests {
             started_at: at(2),
             finished_at: at(3),
             message: String::new(),
+            claim: None,
         }
     }
 

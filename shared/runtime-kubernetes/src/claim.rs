@@ -9,10 +9,15 @@
 //! * I2. boxd refuses another claim; TLS shows that it is the boxd of this box, whatever Pod has its
 //!   address now.
 //! * I3. `ensure` records the claim as complete last: a killed call is repeated.
+//! * I4. A claim that boxd has accepted succeeds again after the end of its command, and of boxd with it:
+//!   the kubelet has put boxd's report, with the claim, into the Pod's status. The API server is asked for
+//!   it only when boxd does not answer.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use agentbox_box_protocol::termination::Termination;
+use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::{
     BoxPhase, BoxSpec, NetworkPolicy, Observed, RuntimeError, configure_claimed,
 };
@@ -20,11 +25,17 @@ use chrono::Utc;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::box_state::StateChange;
 use crate::context::Context;
 use crate::labels;
 use crate::objects::MAIN;
+use crate::phase::end_report;
+use crate::pod_watch::wait_for_change;
+
+/// The longest pause between two reads, for when the watch misses a change.
+const POLL: Duration = Duration::from_millis(500);
 
 /// Whether the Pod's boxd was started unconfigured. A Pod that `ensure` creates after the claim is not.
 fn is_warm(pod: &Pod) -> bool {
@@ -99,8 +110,26 @@ impl Context {
         let within = Duration::from_millis(self.config.connect_deadline_ms);
         let connection = self.dial(&spec.id, address);
         let prepared = std::future::ready(Ok(()));
+        let recorded = self.recorded_claim(&spec.id, within);
         // The commands of images are not known on Kubernetes.
-        configure_claimed(connection, prepared, spec, None, within).await
+        configure_claimed(connection, prepared, recorded, spec, None, within).await
+    }
+
+    /// The claim in the report of a box that has ended, for which it waits up to `within`: the kubelet reports
+    /// an end some time after it.
+    async fn recorded_claim(&self, id: &EnvironmentId, within: Duration) -> Option<String> {
+        let deadline = Instant::now() + within;
+        let mut changes = self.changes().await.ok()?;
+        loop {
+            let pod = self.pod(id).await.ok()??;
+            if let Some(report) = end_report(&pod) {
+                return Termination::claim_in(report.as_bytes());
+            }
+            if Instant::now() >= deadline {
+                return None;
+            }
+            wait_for_change(id, &mut changes, deadline.min(Instant::now() + POLL)).await;
+        }
     }
 }
 

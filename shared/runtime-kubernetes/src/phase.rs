@@ -87,6 +87,14 @@ pub fn phase(observation: &Observation<'_>) -> BoxPhase {
     waiting(observation, pod, status)
 }
 
+/// What boxd has written for its end, if the kubelet has reported the end of the main container; empty if
+/// boxd has written nothing.
+pub fn end_report(pod: &Pod) -> Option<&str> {
+    let state = main_status(pod.status.as_ref()?)?.state.as_ref()?;
+    let ended = state.terminated.as_ref()?;
+    Some(ended.message.as_deref().unwrap_or_default())
+}
+
 fn main_status(status: &PodStatus) -> Option<&ContainerStatus> {
     let statuses = status.container_statuses.as_deref().unwrap_or_default();
     statuses.iter().find(|status| status.name == MAIN)

@@ -5,7 +5,7 @@ use std::time::Duration;
 use agentbox_box_protocol::client::{ConfigureError, configure, connect};
 use agentbox_box_protocol::proto::ConfigureRequest;
 use agentbox_box_protocol::token::BoxToken;
-use agentbox_box_protocol::variables;
+use agentbox_box_protocol::{claim, variables};
 use agentbox_contracts::ErrorChain;
 
 use crate::{BoxSpec, BoxStream, RuntimeError};
@@ -16,7 +16,7 @@ const ANSWER_DEADLINES: u32 = 5;
 
 /// The configuration of a box for `spec`, as a cold box of this spec has it. `entrypoint` is the main
 /// command of its image, for a spec with `use_entrypoint`.
-fn request(spec: &BoxSpec, entrypoint: Option<&[String]>) -> ConfigureRequest {
+pub(crate) fn request(spec: &BoxSpec, entrypoint: Option<&[String]>) -> ConfigureRequest {
     let of_image = entrypoint.filter(|_| spec.use_entrypoint);
     let command = spec.command.as_deref().or(of_image).unwrap_or_default();
     let variables = spec
@@ -31,6 +31,22 @@ fn request(spec: &BoxSpec, entrypoint: Option<&[String]>) -> ConfigureRequest {
     }
 }
 
+fn token_of(spec: &BoxSpec) -> Result<BoxToken, RuntimeError> {
+    BoxToken::parse(&spec.boxd_token).map_err(|error| RuntimeError::NotClaimable(error.to_string()))
+}
+
+/// Identifies the claim of `spec`, as its boxd does. The network policy and the labels of an environment may
+/// change later, and are no part of it. `entrypoint` as of [`configure_claimed`].
+///
+/// # Errors
+/// [`RuntimeError::NotClaimable`] when the box's token is malformed.
+pub fn claim_of(spec: &BoxSpec, entrypoint: Option<&[String]>) -> Result<String, RuntimeError> {
+    Ok(claim::identify(
+        &token_of(spec)?,
+        &request(spec, entrypoint),
+    ))
+}
+
 fn unanswered(within: Duration) -> RuntimeError {
     RuntimeError::Unreachable(format!("its boxd did not answer within {within:?}"))
 }
@@ -40,11 +56,35 @@ fn unanswered(within: Duration) -> RuntimeError {
 /// main command of the image, if the driver knows it. `within` bounds the time until boxd is connected;
 /// five times as long bounds that until it answers.
 ///
+/// `recorded` reads the claim in boxd's termination file, and is used only if boxd does not answer: with the
+/// same claim an earlier call has configured the box, whose command may have ended since, and boxd with it.
+/// Another box would run the command twice.
+///
 /// # Errors
 /// [`RuntimeError::NotClaimable`] when boxd refuses, or the command of the image is unknown or none;
 /// [`RuntimeError::Unreachable`] when boxd does not answer within the deadline; the error of
 /// `connection` or of `prepared`.
 pub async fn configure_claimed<S: BoxStream>(
+    connection: impl Future<Output = Result<S, RuntimeError>>,
+    prepared: impl Future<Output = Result<(), RuntimeError>>,
+    recorded: impl Future<Output = Option<String>>,
+    spec: &BoxSpec,
+    entrypoint: Option<&[String]>,
+    within: Duration,
+) -> Result<(), RuntimeError> {
+    let configured = ask_boxd(connection, prepared, spec, entrypoint, within).await;
+    let Err(RuntimeError::Unreachable(_)) = &configured else {
+        return configured;
+    };
+    let claim = claim_of(spec, entrypoint)?;
+    match recorded.await {
+        Some(held) if held == claim => Ok(()),
+        _ => configured,
+    }
+}
+
+/// Configures the box if its boxd answers.
+async fn ask_boxd<S: BoxStream>(
     connection: impl Future<Output = Result<S, RuntimeError>>,
     prepared: impl Future<Output = Result<(), RuntimeError>>,
     spec: &BoxSpec,
@@ -57,8 +97,7 @@ pub async fn configure_claimed<S: BoxStream>(
             "the command of its image is not known".to_owned(),
         ));
     }
-    let token = BoxToken::parse(&spec.boxd_token)
-        .map_err(|error| RuntimeError::NotClaimable(error.to_string()))?;
+    let token = token_of(spec)?;
     let connected = async {
         let connecting = async {
             let stream = connection.await?;
@@ -86,9 +125,11 @@ pub async fn configure_claimed<S: BoxStream>(
 mod tests {
     use std::collections::HashMap;
 
+    use agentbox_contracts::ids::UserId;
     use tokio::io::AsyncReadExt as _;
 
     use super::*;
+    use crate::NetworkPolicy;
     use crate::conformance::example_spec;
 
     fn words(words: &[&str]) -> Vec<String> {
@@ -132,11 +173,67 @@ mod tests {
         let (ours, _theirs) = tokio::io::duplex(1 << 16);
         let within = Duration::from_millis(20);
         let ready = async { Ok(()) };
-        let outcome = configure_claimed(async { Ok(ours) }, ready, &spec, None, within).await;
+        let outcome = ask_boxd(async { Ok(ours) }, ready, &spec, None, within).await;
         assert!(
             matches!(outcome, Err(RuntimeError::Unreachable(_))),
             "{outcome:?}"
         );
+    }
+
+    #[tokio::test]
+    async fn claim_that_boxd_has_recorded_succeeds_without_its_answer() {
+        let spec = example_spec(|spec| "token".clone_into(&mut spec.boxd_token));
+        let mut other = spec.clone();
+        other.env.insert("A".to_owned(), "1".to_owned());
+        let same = claim_of(&spec, None).unwrap();
+        for (recorded, succeeds) in [
+            (Some(same), true),
+            (Some(claim_of(&other, None).unwrap()), false),
+            (None, false),
+        ] {
+            let gone = async {
+                let gone = RuntimeError::Unreachable("it has ended".to_owned());
+                Err::<tokio::io::DuplexStream, _>(gone)
+            };
+            let ready = async { Ok(()) };
+            let reading = std::future::ready(recorded.clone());
+            let within = Duration::from_secs(10);
+            let outcome = configure_claimed(gone, ready, reading, &spec, None, within).await;
+            match outcome {
+                Ok(()) => assert!(succeeds, "{recorded:?}"),
+                Err(RuntimeError::Unreachable(_)) => assert!(!succeeds, "{recorded:?}"),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn claim_is_identified_by_what_boxd_is_given() {
+        let entrypoint = words(&["/entry", "cmd"]);
+        let of = |spec: &BoxSpec| claim_of(spec, Some(&entrypoint)).unwrap();
+        let spec = example_spec(|spec| "token".clone_into(&mut spec.boxd_token));
+        let first = of(&spec);
+        let changed = |change: &dyn Fn(&mut BoxSpec)| {
+            let mut spec = spec.clone();
+            change(&mut spec);
+            of(&spec)
+        };
+        assert_eq!(
+            changed(&|spec| {
+                spec.labels.insert("team".to_owned(), "ci".to_owned());
+                spec.isolation.network_policy = Some(NetworkPolicy::default());
+            }),
+            first
+        );
+        for other in [
+            changed(&|spec| spec.owner = UserId::random()),
+            changed(&|spec| spec.command = Some(words(&["sh"]))),
+            changed(&|spec| spec.use_entrypoint = true),
+            changed(&|spec| drop(spec.env.insert("A".to_owned(), "1".to_owned()))),
+            changed(&|spec| "other".clone_into(&mut spec.boxd_token)),
+        ] {
+            assert_ne!(other, first);
+        }
     }
 
     #[tokio::test]
@@ -145,7 +242,7 @@ mod tests {
         let (ours, mut theirs) = tokio::io::duplex(1 << 16);
         let failed = async { Err(RuntimeError::Unavailable("no rules".to_owned())) };
         let within = Duration::from_secs(10);
-        let outcome = configure_claimed(async { Ok(ours) }, failed, &spec, None, within).await;
+        let outcome = ask_boxd(async { Ok(ours) }, failed, &spec, None, within).await;
         assert!(
             matches!(outcome, Err(RuntimeError::Unavailable(_))),
             "{outcome:?}"
@@ -165,8 +262,7 @@ mod tests {
             let (ours, _theirs) = tokio::io::duplex(1);
             let within = Duration::from_secs(1);
             let ready = async { Ok(()) };
-            let outcome =
-                configure_claimed(async { Ok(ours) }, ready, &spec, entrypoint, within).await;
+            let outcome = ask_boxd(async { Ok(ours) }, ready, &spec, entrypoint, within).await;
             assert!(
                 matches!(outcome, Err(RuntimeError::NotClaimable(_))),
                 "{outcome:?}"

@@ -34,7 +34,7 @@ mod runtime;
 mod spec;
 pub mod start_failure;
 
-pub use claim::configure_claimed;
+pub use claim::{claim_of, configure_claimed};
 pub use connector::{BoxConnector, BoxStream, Usage};
 pub use error::{IMAGE_PULL, PreflightError, RuntimeError};
 pub use network_policy::{IngressPort, NetworkPolicy, NetworkPolicyError};

@@ -50,14 +50,15 @@ pub trait Runtime: Send + Sync + 'static {
     /// then its variables and its main command. It keeps its id, token, address and hostname. `address`
     /// is that of the warm box in its last observation as `Running`.
     ///
-    /// Neither starts the box again nor asks the cluster; a driver that keeps the generation there alone
-    /// does not compare it. The caller has matched everything that is
+    /// Neither starts the box again nor asks the cluster while boxd answers; a driver that keeps the
+    /// generation there alone does not compare it. The caller has matched everything that is
     /// fixed when a box is created: image, resources, isolation except the network policy, and where
     /// the cluster enforces network policies, that policy too.
     ///
-    /// Succeeds again for the same claim. Another claim is [`RuntimeError::NotClaimable`]. A boxd that
-    /// does not answer within the deadline of a connection is [`RuntimeError::Unreachable`]: the caller
-    /// removes that box.
+    /// Succeeds again for the same claim, also when the command has ended since, and the box with it: the
+    /// claim that boxd has recorded is compared. Another claim is [`RuntimeError::NotClaimable`], or as
+    /// here: a boxd that does not answer within the deadline of a connection is
+    /// [`RuntimeError::Unreachable`]. The caller removes that box.
     ///
     /// [`Self::ensure`] of the same spec completes a claim: it records for the cluster what this call
     /// leaves out (labels, annotations), and claims a box whose caller was killed before this call. The

@@ -2,11 +2,13 @@
 
 use std::process::Command;
 
+use agentbox_box_protocol::claim;
 use agentbox_box_protocol::client::BoxClient;
 use agentbox_box_protocol::proto::{self, run_input};
+use agentbox_box_protocol::termination::Termination;
 use tonic::Code;
 
-use crate::support::{Session, Setup, TestBox, eventually, run, sh, start};
+use crate::support::{Session, Setup, TestBox, eventually, run, sh, start, token};
 
 async fn status(client: &BoxClient) -> proto::StatusReply {
     client
@@ -62,9 +64,15 @@ async fn warm_box_accepts_one_configuration_repeatedly() {
         env: [("CODE".into(), "8".into())].into(),
         owner: "user-1".into(),
     };
+    let file = boxd.path("termination");
+    assert_eq!(Termination::read_claim(&file).unwrap(), None);
     for _ in 0..2 {
         client.clone().configure(request.clone()).await.unwrap();
     }
+    // A boxd that is killed from now on leaves it.
+    let claim = claim::identify(&token(), &request);
+    let recorded = Termination::read_claim(&file).unwrap();
+    assert_eq!(recorded.as_ref(), Some(&claim));
     let others = [
         proto::ConfigureRequest {
             command: vec![],
@@ -81,8 +89,11 @@ async fn warm_box_accepts_one_configuration_repeatedly() {
     }
     assert_eq!(status(&client).await.main, "running");
     assert_eq!(run(&client, sh("echo $CODE")).await.text(), "8\n");
+    assert_eq!(Termination::read(&file).unwrap(), None);
     std::fs::write(boxd.path("go"), "").unwrap();
     assert_eq!(boxd.exit_code().await, Some(8));
+    let ended = Termination::read(&file).unwrap().unwrap();
+    assert_eq!((ended.exit_code, ended.claim), (8, Some(claim)));
 }
 
 #[tokio::test]

@@ -229,6 +229,13 @@ fn eviction_is_reported_after_the_container_is_removed() {
 }
 
 #[test]
+fn report_of_the_end_is_what_the_kubelet_has_read() {
+    assert_eq!(end_report(&pod(running())), None);
+    assert_eq!(end_report(&pod(json!({}))), None);
+    assert_eq!(end_report(&pod(ended(137, "Error", "{}"))), Some("{}"));
+}
+
+#[test]
 fn box_without_pod_has_exited_if_it_ever_ran() {
     let without_pod = |annotations: Value| {
         phase(&Observation {

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use agentbox_box_protocol::client::connect;
+use agentbox_box_protocol::client::{configure, connect};
 use agentbox_box_protocol::token::BoxToken;
 use agentbox_contracts::ids::UserId;
 
-use super::boxd::{exec, failed};
+use super::boxd::{boxd_of, exec, failed};
 use super::{Subject, Violation, check, eventually};
+use crate::claim::request;
 use crate::{BoxConnector, BoxPhase, BoxSpec, Runtime, RuntimeError};
 
 type Outcome = Result<(), Violation>;
@@ -147,6 +148,39 @@ pub async fn interrupted_claim_is_completed_by_ensure<D: Runtime + BoxConnector>
         s.second.remove(&spec.id).await?;
     }
     Ok(())
+}
+
+/// The caller is killed after boxd has the claim, and before the driver has recorded anything.
+///
+/// # Errors
+/// When the driver does not meet the requirement.
+pub async fn claim_repeated_after_the_end_of_the_command_succeeds_and_starts_nothing<
+    D: Runtime + BoxConnector,
+>(
+    s: &Subject<D>,
+) -> Outcome {
+    let mut spec = claimable(s, "a");
+    let script = ["sh", "-c", "echo \"started $WHO\"; exit 3"];
+    spec.command = Some(script.map(str::to_owned).to_vec());
+    let address = s.run_warm(&spec).await?;
+    let boxd = boxd_of(s, &spec).await?;
+    configure(boxd, request(&spec, None))
+        .await
+        .map_err(failed)?;
+    s.end_of(&spec.id).await?;
+    s.second.claim(&spec, 1, address).await?;
+    let mut other = spec.clone();
+    other.env.insert("WHO".to_owned(), "b".to_owned());
+    let refused = s.first.claim(&other, 1, address).await;
+    check(refused.is_err(), || format!("{refused:?}"))?;
+    let ensured = s.first.ensure(&spec, 1).await?;
+    check(matches!(ensured.phase, BoxPhase::Exited { .. }), || {
+        format!("{ensured:?}")
+    })?;
+    let end = s.end_of(&spec.id).await?;
+    check(end.exit_code == 3 && end.output == "started a", || {
+        format!("{end:?}")
+    })
 }
 
 /// # Errors

@@ -69,6 +69,7 @@ macro_rules! conformance_tests {
             claims: same_claim_succeeds_again_and_another_is_refused,
             claims: one_of_two_concurrent_claims_succeeds,
             claims: interrupted_claim_is_completed_by_ensure,
+            claims: claim_repeated_after_the_end_of_the_command_succeeds_and_starts_nothing,
             claims: cold_box_is_not_claimable,
             claims: ended_or_removed_warm_box_is_not_claimed,
             claims: warm_box_starts_no_command_before_its_claim,
