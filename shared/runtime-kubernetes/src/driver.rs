@@ -104,6 +104,10 @@ impl Runtime for Driver {
     async fn capacity(&self) -> Result<Capacity, RuntimeError> {
         self.context.capacity().await
     }
+
+    async fn image_digest(&self, image: &str) -> Result<Option<String>, RuntimeError> {
+        self.context.image_digest(image).await
+    }
 }
 
 #[async_trait]

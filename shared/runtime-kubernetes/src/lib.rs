@@ -21,6 +21,7 @@
 //! * [`box_state`], [`phase`], [`blocked`] and [`rejection`] decide.
 //! * [`objects`], [`pod`], [`pull_secret`] and [`policy`] render.
 //! * [`observe`], [`ensure`], [`claim`], [`policy_change`], [`ending`], [`watch`] and [`repair`] act.
+//! * [`image_digest`] tells the content that boxes of an image have.
 //! * [`stages`] measures.
 //! * [`driver`] implements the traits.
 //!
@@ -36,6 +37,7 @@ mod context;
 mod driver;
 mod ending;
 mod ensure;
+mod image_digest;
 mod labels;
 #[cfg(test)]
 mod manifest_tests;

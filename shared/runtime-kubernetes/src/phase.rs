@@ -95,7 +95,7 @@ pub fn end_report(pod: &Pod) -> Option<&str> {
     Some(ended.message.as_deref().unwrap_or_default())
 }
 
-fn main_status(status: &PodStatus) -> Option<&ContainerStatus> {
+pub fn main_status(status: &PodStatus) -> Option<&ContainerStatus> {
     let statuses = status.container_statuses.as_deref().unwrap_or_default();
     statuses.iter().find(|status| status.name == MAIN)
 }

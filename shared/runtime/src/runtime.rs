@@ -102,8 +102,9 @@ pub trait Runtime: Send + Sync + 'static {
 
     async fn capacity(&self) -> Result<Capacity, RuntimeError>;
 
-    /// The digest of the content that a new box of this image would have without a pull; `None` when the
-    /// cluster does not have the image, or its driver cannot know it.
+    /// The digest of the content that a new box of this image would have without a pull, or that the last
+    /// one had if the cluster shows no more; `None` when the cluster does not have the image, or its
+    /// driver cannot know it.
     async fn image_digest(&self, _image: &str) -> Result<Option<String>, RuntimeError> {
         Ok(None)
     }

@@ -21,6 +21,11 @@ async fn claim_needs_no_api_server_and_ensure_completes_the_objects() {
     spec.env.insert("WHO".to_owned(), "me".to_owned());
     spec.labels.insert("team".to_owned(), "ci".to_owned());
     let address = s.run_warm(&spec).await.unwrap();
+    let digest = s.second.image_digest(&spec.image).await.unwrap();
+    let is_digest = |digest: &String| digest.starts_with("sha256:") && digest.len() == 71;
+    assert!(digest.as_ref().is_some_and(is_digest), "{digest:?}");
+    let unused = s.second.image_digest("busybox:unused").await.unwrap();
+    assert_eq!(unused, None);
     let at = format!("/api/v1/namespaces/agentbox-{}", spec.id);
     let main = format!("{at}/pods/main");
     for path in [&at, &main] {
