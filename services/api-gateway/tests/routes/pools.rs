@@ -1,4 +1,7 @@
-//! `/pools`: the warm pools. The pools here have no boxes, and an image that no other test uses.
+//! `/pools`: the warm pools. The pools here have no boxes, and an image that no other test uses; those of
+//! [`claims`] have boxes.
+
+mod claims;
 
 use reqwest::Method;
 use serde_json::{Value, json};
