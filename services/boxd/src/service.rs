@@ -172,6 +172,7 @@ impl Boxd for Service {
         let added = variables(request.env.clone()).map_err(|error| error.status())?;
         self.environment.extend(added);
         self.starter.slots.restart_idle();
+        self.sampler.restart();
         *configured = Some(request);
         // Now, because the same request again is answered without waiting for the task.
         self.main.begin();
