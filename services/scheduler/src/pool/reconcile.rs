@@ -73,8 +73,10 @@ impl PoolReconciler {
     }
 
     async fn reconcile(&self, known: &mut KnownDigests) -> Result<(), StoreError> {
-        let pools = self.store.pools().await?;
+        // In this order: a box that a failed start has removed is missed only together with the pause
+        // that follows it.
         let boxes = self.store.warm_boxes().await?;
+        let pools = self.store.pools().await?;
         if known.read_at.is_none_or(|at| at.elapsed() >= SLOW_INTERVAL) {
             known.read_at = Some(Instant::now());
             self.store.count_pool_requests().await?;
