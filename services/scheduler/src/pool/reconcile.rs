@@ -73,8 +73,7 @@ impl PoolReconciler {
     }
 
     async fn reconcile(&self, known: &mut KnownDigests) -> Result<(), StoreError> {
-        // In this order: a box that a failed start has removed is missed only together with the pause
-        // that follows it.
+        // The boxes first: when a box that did not start is gone, the pause after its failure is known.
         let boxes = self.store.warm_boxes().await?;
         let pools = self.store.pools().await?;
         if known.read_at.is_none_or(|at| at.elapsed() >= SLOW_INTERVAL) {
