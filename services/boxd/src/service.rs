@@ -176,6 +176,7 @@ impl Boxd for Service {
         let added = variables(request.env).map_err(|error| error.status())?;
         self.environment.extend(added);
         self.starter.slots.restart_idle();
+        self.sampler.restart();
         // Now, because the same request again is answered without waiting for the task.
         self.main.begin(claim);
         // In a task of its own: a caller that disconnects must not leave it half done.

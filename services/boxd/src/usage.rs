@@ -29,6 +29,31 @@ pub fn oom_kills() -> u64 {
 #[derive(Default)]
 pub struct UsageSampler {
     last: Mutex<Option<Reading>>,
+    /// The counters when a warm box was configured. Locked after `last`.
+    begun: Mutex<Counters>,
+}
+
+/// What the box has used since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counters {
+    cpu_nanos: u64,
+    egress_bytes: u64,
+}
+
+impl Counters {
+    fn read() -> Self {
+        Self {
+            cpu_nanos: Cgroup::own().cpu_nanos(),
+            egress_bytes: network::egress_bytes(),
+        }
+    }
+
+    fn since(self, begun: Self) -> Self {
+        Self {
+            cpu_nanos: self.cpu_nanos.saturating_sub(begun.cpu_nanos),
+            egress_bytes: self.egress_bytes.saturating_sub(begun.egress_bytes),
+        }
+    }
 }
 
 struct Reading {
@@ -52,6 +77,13 @@ impl UsageSampler {
         }
     }
 
+    /// Lets the counters begin now: a user is not charged for what a warm box used before its claim.
+    pub fn restart(&self) {
+        let mut last = self.last.lock();
+        *self.begun.lock() = Counters::read();
+        *last = None;
+    }
+
     /// The usage, at most one second old. CPU is the average since the reading before, which was 1 to
     /// 30 seconds earlier.
     #[must_use]
@@ -64,17 +96,17 @@ impl UsageSampler {
             None => None,
         };
         let cgroup = Cgroup::own();
-        let cpu_usage_nanos = cgroup.cpu_nanos();
+        let used = Counters::read().since(*self.begun.lock());
         let usage = proto::UsageReply {
-            cpu_usage_nanos,
-            cpu_milli: before.map_or(0, |(at, used)| {
-                cpu_milli(cpu_usage_nanos.saturating_sub(used), now - at)
+            cpu_usage_nanos: used.cpu_nanos,
+            cpu_milli: before.map_or(0, |(at, before)| {
+                cpu_milli(used.cpu_nanos.saturating_sub(before), now - at)
             }),
             memory_bytes: cgroup.memory_bytes(),
             memory_limit_bytes: cgroup.memory_limit_bytes(),
             pids: cgroup.pids(),
             oom_kills: cgroup.oom_kills(),
-            egress_bytes: network::egress_bytes(),
+            egress_bytes: used.egress_bytes,
         };
         *last = Some(Reading { at: now, usage });
         usage
@@ -95,6 +127,16 @@ mod tests {
     fn half_a_core_is_500_milli_cpu() {
         assert_eq!(cpu_milli(1_000_000_000, Duration::from_secs(2)), 500);
         assert_eq!(cpu_milli(u64::MAX, Duration::ZERO), u64::MAX);
+    }
+
+    #[test]
+    fn counter_that_cannot_be_read_any_more_is_0() {
+        let counters = |cpu_nanos, egress_bytes| Counters {
+            cpu_nanos,
+            egress_bytes,
+        };
+        assert_eq!(counters(7, 9).since(counters(5, 4)), counters(2, 5));
+        assert_eq!(counters(0, 9).since(counters(5, 4)), counters(0, 5));
     }
 
     #[test]

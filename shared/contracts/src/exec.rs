@@ -108,7 +108,7 @@ pub struct UsageReply {
     pub memory_bytes: u64,
 }
 
-/// The counters of a running box since it started, as its boxd reads them.
+/// The counters of a running box since it started, or was claimed, as its boxd reads them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeterReply {
     pub cpu_usage_ns: u64,

@@ -4,18 +4,20 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use agentbox_events::{Start, Subscription};
 use agentbox_testing::{Options, System, eventually, eventually_some};
 use futures::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::api::{Api, small};
+use crate::events::login;
 use crate::host::{Supervised, leftover_boxes, leftovers_of_ended};
 use crate::kills::{kill, status};
 
-const POOL: &str = "/pools/claims";
+pub const POOL: &str = "/pools/claims";
 /// Longer than the lease of a killed scheduler on the boxes that it was starting.
-const DEADLINE: Duration = Duration::from_secs(120);
+pub const DEADLINE: Duration = Duration::from_secs(120);
 /// The ready boxes of the pool.
 const BOXES: u64 = 8;
 const CLIENTS: usize = 4;
@@ -25,7 +27,7 @@ const CLAIMS: usize = 50;
 const ATTEMPTS: usize = 3;
 
 /// Defines a pool of the boxes of [`small`].
-async fn define_pool(api: &Api, boxes: u64) {
+pub async fn define_pool(api: &Api, boxes: u64) {
     let request = small("pool");
     let pool = json!({
         "image": request["image"],
@@ -49,17 +51,18 @@ async fn ready_pool(api: &Api, path: &str, boxes: u64) -> Value {
 }
 
 /// Creates environments until one gets a ready box of the pool at `path`. Returns it, and the ids of all.
-async fn create_in_ready_box(
+pub async fn create_in_ready_box(
     api: &Api,
     path: &str,
     boxes: u64,
     body: &Value,
 ) -> (Value, Vec<String>) {
     let mut created = Vec::new();
+    let name = body["name"].as_str().unwrap();
     loop {
         let pool = ready_pool(api, path, boxes).await;
         let hit = json!({ "name": pool["name"], "hit": true });
-        let key = format!("ready-{}", created.len());
+        let key = format!("{name}-{}", created.len());
         let answer = api.post_once("/environments", body.clone(), &key).await;
         created.push(answer["id"].as_str().unwrap().to_owned());
         if answer["status"] == "running" && answer["pool"] == hit {
@@ -69,7 +72,7 @@ async fn create_in_ready_box(
     }
 }
 
-async fn delete_pool(api: &Api, system: &System) {
+pub async fn delete_pool(api: &Api, system: &System) {
     let (code, answer) = api.served(Method::DELETE, POOL, None).await;
     // A request that was not served may have deleted it.
     assert!(matches!(code, 204 | 404), "{code}: {answer}");
@@ -78,6 +81,42 @@ async fn delete_pool(api: &Api, system: &System) {
         leftover_boxes(&containerd).await.is_empty()
     })
     .await;
+}
+
+/// Checks that the events of running `environments` have their use of the pool: as the API lists them, and as
+/// a reader of events receives them.
+async fn expect_pool_in_events(api: &Api, system: &System, environments: &[&Value]) {
+    let of = |events: &[Value], environment: &Value| -> Vec<Value> {
+        let events = events.iter();
+        let own = events.filter(|event| event["environment_id"] == environment["id"]);
+        own.cloned().collect()
+    };
+    let is_complete = |events: &[Value]| {
+        environments.iter().all(|environment| {
+            let own = of(events, environment);
+            let has = |kind: &str| own.iter().any(|event| event["kind"] == kind);
+            has("created") && has("running")
+        })
+    };
+    let listed = eventually_some("their events are listed", DEADLINE, async || {
+        let (code, page) = api.once(Method::GET, "/events?limit=1000", None).await;
+        let events = page["events"].as_array().cloned().unwrap_or_default();
+        (code == 200 && is_complete(&events)).then_some(events)
+    })
+    .await;
+    let login = login(system);
+    let mut events = Subscription::open(&login, Start::Oldest).await.unwrap();
+    let mut received: Vec<Value> = Vec::new();
+    while !is_complete(&received) {
+        let next = events.next(DEADLINE).await.unwrap().expect("another event");
+        next.acknowledge().await.unwrap();
+        received.push(serde_json::to_value(&next.event).unwrap());
+    }
+    for environment in environments {
+        for event in [of(&listed, environment), of(&received, environment)].concat() {
+            assert_eq!(event["pool"], environment["pool"], "{event}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -109,6 +148,9 @@ async fn create_that_matches_a_pool_is_answered_with_a_running_environment() {
 
     for id in &created {
         api.wait_for_status(id, "running").await;
+    }
+    expect_pool_in_events(&api, &system, &[&claimed, &cold]).await;
+    for id in &created {
         api.delete(id).await;
     }
     delete_pool(&api, &system).await;

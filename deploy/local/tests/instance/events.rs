@@ -28,6 +28,17 @@ async fn listed(api: &Api, from: Option<DateTime<Utc>>) -> BTreeSet<u64> {
         .collect()
 }
 
+/// The login of the reader of events.
+pub fn login(system: &System) -> Login {
+    let nats = system.nats.clone().unwrap();
+    Login {
+        url: nats.url.clone(),
+        user: EVENT_READER.to_owned(),
+        password: nats.passwords[EVENT_READER].clone(),
+        tls_ca: nats.tls_ca,
+    }
+}
+
 async fn end_one(api: &Api, name: &str) {
     let environment = api.create(name).await;
     let id = environment["id"].as_str().unwrap();
@@ -42,14 +53,8 @@ async fn event_reader_reads_the_events_that_the_api_lists_also_from_a_time() {
         .await
         .unwrap();
     let api = Api::of(&system).await;
-    let nats = system.nats.clone().unwrap();
-    let login = Login {
-        url: nats.url.clone(),
-        user: EVENT_READER.to_owned(),
-        password: nats.passwords[EVENT_READER].clone(),
-        tls_ca: nats.tls_ca.clone(),
-    };
     end_one(&api, "first").await;
+    let login = login(&system);
     let mut events = Subscription::open(&login, Start::Oldest).await.unwrap();
     let mut read = BTreeSet::new();
     // An event is published a moment after its change.

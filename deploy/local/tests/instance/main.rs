@@ -27,6 +27,7 @@ mod kubernetes;
 mod metrics;
 mod mistakes;
 mod pod;
+mod pools;
 mod readme;
 mod remote_machine;
 mod restart;

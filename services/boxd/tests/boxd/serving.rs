@@ -10,6 +10,15 @@ use tonic::Code;
 
 use crate::support::{Session, Setup, TestBox, eventually, run, sh, start, token};
 
+async fn usage(client: &BoxClient) -> proto::UsageReply {
+    client
+        .clone()
+        .usage(proto::UsageRequest {})
+        .await
+        .unwrap()
+        .into_inner()
+}
+
 async fn status(client: &BoxClient) -> proto::StatusReply {
     client
         .clone()
@@ -120,6 +129,28 @@ async fn warm_box_without_command_idles_and_cold_box_rejects_configure() {
 }
 
 #[tokio::test]
+async fn usage_of_a_warm_box_is_counted_since_its_configuration() {
+    let (_boxd, client) = TestBox::start(Setup {
+        variables: vec![("AGENTBOX_BOXD_WARM".into(), "true".into())],
+        ..Setup::default()
+    })
+    .await;
+    let warm = usage(&client).await;
+    client
+        .clone()
+        .configure(proto::ConfigureRequest::default())
+        .await
+        .unwrap();
+    // The group of this box is also that of the other tests, which have used it for longer.
+    let configured = usage(&client).await;
+    assert!(
+        configured.cpu_usage_nanos < warm.cpu_usage_nanos,
+        "{warm:?} {configured:?}"
+    );
+    assert!(configured.memory_bytes > 0, "{configured:?}");
+}
+
+#[tokio::test]
 async fn status_counts_running_commands() {
     let (_boxd, client) = TestBox::idle().await;
     let before = status(&client).await;
@@ -137,19 +168,11 @@ async fn status_counts_running_commands() {
 #[tokio::test]
 async fn usage_rises_under_load() {
     let (_boxd, client) = TestBox::idle().await;
-    let usage = async || {
-        client
-            .clone()
-            .usage(proto::UsageRequest {})
-            .await
-            .unwrap()
-            .into_inner()
-    };
-    let before = usage().await;
+    let before = usage(&client).await;
     assert!(before.memory_bytes > 0, "{before:?}");
     let _busy = Session::start(&client, sh("while :; do :; done")).await;
     eventually("usage has risen", async || {
-        let now = usage().await;
+        let now = usage(&client).await;
         now.cpu_usage_nanos > before.cpu_usage_nanos && now.cpu_milli > 100
     })
     .await;

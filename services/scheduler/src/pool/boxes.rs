@@ -3,7 +3,9 @@
 //!
 //! * I1. A box is ready once its cluster has reported that it runs, and is claimed only while such a
 //!   report is recent. A box that was killed is therefore found before, or by its claim.
-//! * I2. A box that does not start, or no longer runs, is removed and not repaired.
+//! * I2. A box that does not start, or no longer runs, is removed and not repaired. So is one whose image
+//!   cannot be pulled, also if a later pull may succeed: the pool's back-off bounds how often a registry is
+//!   asked.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +14,7 @@ use agentbox_contracts::ErrorChain;
 use agentbox_contracts::environment::rpc::CreateRequest;
 use agentbox_contracts::limits::UserLimits;
 use agentbox_contracts::pool::{PoolSpec, operator};
-use agentbox_runtime::{BoxPhase, BoxSpec, RuntimeError};
+use agentbox_runtime::{BoxPhase, BoxSpec, IMAGE_PULL, RuntimeError};
 use chrono::Utc;
 use futures::StreamExt as _;
 use tokio_util::sync::CancellationToken;
@@ -182,6 +184,12 @@ impl WarmBoxes {
             },
             // An environment has claimed it.
             Err(RuntimeError::Fenced { .. }) => return Ok(()),
+            Err(
+                error @ RuntimeError::Cluster {
+                    operation: IMAGE_PULL,
+                    ..
+                },
+            ) => error.user_message(),
             Err(error) => {
                 let message = error.user_message();
                 tracing::info!(error = %ErrorChain(&error), environment.id = %warm.id, pool = warm.pool, "warm box not started; retried");

@@ -73,8 +73,9 @@ impl PoolReconciler {
     }
 
     async fn reconcile(&self, known: &mut KnownDigests) -> Result<(), StoreError> {
-        let pools = self.store.pools().await?;
+        // The boxes first: when a box that did not start is gone, the pause after its failure is known.
         let boxes = self.store.warm_boxes().await?;
+        let pools = self.store.pools().await?;
         if known.read_at.is_none_or(|at| at.elapsed() >= SLOW_INTERVAL) {
             known.read_at = Some(Instant::now());
             self.store.count_pool_requests().await?;

@@ -26,29 +26,41 @@ const POOL: &str = "busybox";
 /// How often [`create_in_ready_box`] tries.
 const ATTEMPTS: usize = 3;
 
-/// Defines the pool of the boxes of [`request`].
-async fn set_pool(world: &World, min_ready: u32, max_ready: u32) {
+/// The definition of a pool of the boxes of [`request`].
+pub fn spec(min_ready: u32, max_ready: u32) -> PoolSpec {
     let request = request("warm");
+    PoolSpec {
+        image: request.image,
+        resources: request.resources,
+        isolation: None,
+        node_selector: BTreeMap::new(),
+        cluster: None,
+        min_ready,
+        max_ready,
+    }
+}
+
+pub async fn set_pool_named(world: &World, name: &str, spec: PoolSpec) {
     let request = SetPoolRequest {
-        name: POOL.to_owned(),
-        spec: PoolSpec {
-            image: request.image,
-            resources: request.resources,
-            isolation: None,
-            node_selector: BTreeMap::new(),
-            cluster: None,
-            min_ready,
-            max_ready,
-        },
+        name: name.to_owned(),
+        spec,
     };
     world.ask::<SetPool>(&request).await.unwrap();
 }
 
-async fn pool(world: &World) -> Pool {
+pub async fn pool_named(world: &World, name: &str) -> Pool {
     let request = GetPoolRequest {
-        name: POOL.to_owned(),
+        name: name.to_owned(),
     };
     world.ask::<GetPool>(&request).await.unwrap()
+}
+
+async fn set_pool(world: &World, min_ready: u32, max_ready: u32) {
+    set_pool_named(world, POOL, spec(min_ready, max_ready)).await;
+}
+
+async fn pool(world: &World) -> Pool {
+    pool_named(world, POOL).await
 }
 
 async fn wait_for_ready(world: &World, ready: u64) {
@@ -137,11 +149,70 @@ async fn create_that_misses_starts_cold_with_the_reason() {
     large.resources.memory = "96Mi".into();
     let large = world.create(large).await;
     assert_eq!(large.pool, Some(PoolUse::miss(POOL, MissReason::Resources)));
-    for id in [&created.id, &large.id] {
-        world.wait_for_status(id, Status::Running, SOON).await;
+    for missed in [&created, &large] {
+        world
+            .wait_for_status(&missed.id, Status::Running, SOON)
+            .await;
+        for event in world.events(&missed.id, 2).await {
+            assert_eq!(event.pool, missed.pool, "{event:?}");
+        }
     }
     let status = pool(&world).await.status;
     assert_eq!((status.hits, status.claims()), (0, 2));
+    replica.stop().await;
+}
+
+/// Waits until the pool has `size` ready boxes by its demand. It never has more than `most`.
+async fn wait_for_size(world: &World, size: u32, most: u32) {
+    eventually("the pool has its size", SOON, async || {
+        let status = pool(world).await.status;
+        let has_at_most = u64::from(status.target).max(status.ready + status.starting);
+        assert!(has_at_most <= u64::from(most), "{status:?}");
+        status.target == size
+            && status.ready == u64::from(size)
+            && (status.starting, status.draining) == (0, 0)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn demand_grows_a_pool_to_its_ceiling_and_without_demand_it_shrinks_to_its_floor() {
+    // In two of the minutes that decide the size there are enough in one of them.
+    const CREATES: usize = 5;
+    const FLOOR: u32 = 1;
+    const CEILING: u32 = 3;
+    let world = World::new().await;
+    let replica = world.replica().await;
+    set_pool(&world, FLOOR, CEILING).await;
+    wait_for_size(&world, FLOOR, CEILING).await;
+    let creates = join_all((0..CREATES).map(|n| world.create(request(&format!("demand-{n}")))));
+    let grown = wait_for_size(&world, CEILING, CEILING);
+    let (created, ()) = tokio::join!(creates, grown);
+    let mut environments = BTreeSet::new();
+    for created in created {
+        world
+            .wait_for_status(&created.id, Status::Running, SOON)
+            .await;
+        environments.insert(created.id);
+    }
+    assert_eq!(environments.len(), CREATES);
+    let has_beside_environments = async |ready: u32| {
+        let boxes = boxes(&world).await;
+        boxes.is_superset(&environments) && boxes.len() == CREATES + ready as usize
+    };
+    eventually("the boxes of the ceiling", SOON, async || {
+        has_beside_environments(CEILING).await
+    })
+    .await;
+    world
+        .database
+        .execute("UPDATE pool_requests SET requested_at = requested_at - interval '6 minutes'")
+        .await;
+    wait_for_size(&world, FLOOR, CEILING).await;
+    eventually("the boxes of the floor", SOON, async || {
+        has_beside_environments(FLOOR).await
+    })
+    .await;
     replica.stop().await;
 }
 

@@ -8,6 +8,7 @@ mod policy;
 mod quota;
 mod statistics;
 mod warm_boxes;
+mod warm_usage;
 
 use std::time::Duration;
 

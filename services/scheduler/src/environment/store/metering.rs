@@ -32,7 +32,7 @@ pub struct RunningBox {
     pub address: SocketAddr,
 }
 
-/// The counters of a box since it started.
+/// The counters of a box since it started or was claimed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageSample {
     pub id: EnvironmentId,

@@ -10,7 +10,7 @@ use agentbox_scheduler::environment::warm_claim::{CLAIM_GENERATION, WarmClaim};
 use super::*;
 
 const ADDRESS: &str = "10.0.0.2:10777";
-const CLUSTER: &str = "test";
+pub const CLUSTER: &str = "test";
 
 fn spec(min_ready: u32, max_ready: u32) -> PoolSpec {
     let request = request("warm");
@@ -33,7 +33,7 @@ async fn set(store: &Store, name: &str, spec: &PoolSpec) -> Result<bool, StoreEr
 }
 
 /// A pool, as it is stored.
-async fn pool(store: &Store, name: &str) -> PoolRow {
+pub async fn pool(store: &Store, name: &str) -> PoolRow {
     set(store, name, &spec(1, 8)).await.unwrap();
     let pools = store.pools().await.unwrap();
     pools.into_iter().find(|pool| pool.name == name).unwrap()
@@ -51,7 +51,7 @@ async fn starting_box(store: &Store, pool: &PoolRow) -> EnvironmentId {
 }
 
 /// A box of `pool` that is ready, and counts as alive however long the test takes.
-async fn ready_box(database: &Database, pool: &PoolRow) -> EnvironmentId {
+pub async fn ready_box(database: &Database, pool: &PoolRow) -> EnvironmentId {
     let store = &database.store;
     let id = starting_box(store, pool).await;
     let address = ADDRESS.parse().unwrap();
