@@ -28,8 +28,10 @@ SPECTRAL_VERSION := 6.16.3
 SPECTRAL = $(CACHE)/spectral-$(SPECTRAL_VERSION)/node_modules/.bin/spectral
 ASYNCAPI_VERSION := 3.6.6
 ASYNCAPI = $(CACHE)/asyncapi-parser-$(ASYNCAPI_VERSION)/node_modules
+NATS_PY_VERSION := 2.16.0
+NATS_PY = $(CACHE)/nats-py-$(NATS_PY_VERSION)
 
-.PHONY: help up observe down status doctor logs clean dev build build-local boxd gvisor packages test-fast test test-all test-cluster test-observe test-connections test-browser test-clients images check check-fast hooks fmt bench bench-compare profile fuzz fuzz-parsers deny lint-api lint-events
+.PHONY: help up observe down status doctor logs clean dev build build-local boxd gvisor packages test-fast test test-all test-cluster test-observe test-connections test-browser test-clients test-events images check check-fast hooks fmt bench bench-compare profile fuzz fuzz-parsers deny lint-api lint-events
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -119,6 +121,18 @@ test-connections: test-build ## Test the default limits of connections with 10,5
 
 test-clients: build-local ## Run the public suites of inspect-ai, langchain, sandboxio and mini-swe-agent (ONLY=langchain)
 	@ONLY=$(ONLY) bash clients/suites/run.sh $(dir $(LOCAL)) $(TARGET)/clients
+
+test-events: test-build $(NATS_PY) ## Test the subscription to events in Python, with nats-py
+	$(TARGET)/debug/agentbox-local prepare
+	@PYTHONPATH=$(NATS_PY) cargo test --workspace --test instance -- --include-ignored events::example_in_python \
+	  | tee /dev/stderr | grep '^test result: ok. [1-9]' > /dev/null
+
+# A complete installation is renamed, so that an incomplete one is never used.
+$(NATS_PY):
+	@mkdir -p $(CACHE)
+	@rm -rf $(NATS_PY).part
+	python3 -m pip install --quiet --disable-pip-version-check --no-deps --target $(NATS_PY).part nats-py==$(NATS_PY_VERSION)
+	@mv $(NATS_PY).part $(NATS_PY)
 
 # One test at a time: each has a browser and boxes. A filter that matches no test must not pass.
 test-browser: test-build ## Test previews in Chromium, and 500 MiB through a port in each direction

@@ -14,7 +14,7 @@ import sys
 from datetime import datetime
 
 import nats
-from nats.errors import Error, TimeoutError as NoEvent
+from nats.errors import Error
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
 
@@ -53,12 +53,12 @@ async def subscribe(js, user: str, replay_from: datetime | None):
     return await js.pull_subscribe_bind(durable=user, stream=STREAM)
 
 
-async def follow(js, user: str, replay_from: datetime | None) -> None:
-    subscription = await subscribe(js, user, replay_from)
+async def follow(subscription) -> None:
     while True:
         try:
             messages = await subscription.fetch(64, timeout=WAIT)
-        except NoEvent:
+        except asyncio.TimeoutError:
+            # There was no event. nats-py raises its own subclass of this error, and sometimes the error itself.
             continue
         for message in messages:
             event = json.loads(message.data)
@@ -86,10 +86,12 @@ async def main() -> None:
     js = connection.jetstream()
     while True:
         try:
-            await follow(js, user, replay_from)
-        except Error as error:
-            # NATS was lost. The consumer keeps the position, also that of a replay.
+            subscription = await subscribe(js, user, replay_from)
+            # From now on the consumer has the position, also that of a replay.
             replay_from = None
+            await follow(subscription)
+        except Error as error:
+            # NATS was lost.
             print(f"follow.py: {error!r}; retried", file=sys.stderr)
             await asyncio.sleep(0.5)
 

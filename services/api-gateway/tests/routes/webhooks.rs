@@ -1,8 +1,16 @@
-//! `/webhooks`: the caller's webhooks. Deliveries are tested with the service `webhooks` itself.
+//! `/webhooks`: the caller's webhooks. Signatures, retries and what a webhook reaches are tested with the
+//! service `webhooks` itself.
 
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::caller::{admin, new_user};
+use crate::support::boxes::script;
+use crate::support::caller::{Caller, admin, new_user};
+use crate::support::eventually;
 
 fn hook() -> Value {
     json!({"url": "https://hooks.example/agentbox", "kinds": ["running"], "description": "test"})
@@ -105,4 +113,97 @@ async fn webhook_beyond_the_most_of_a_user_is_refused() {
     }
     let refused = user.caller.post("/webhooks", &hook()).await;
     assert!(refused.text.contains("16 webhooks"), "{}", refused.text);
+}
+
+/// A server on the loopback that keeps the `webhook-id` of each request.
+struct Receiver {
+    url: String,
+    received: Arc<Mutex<Vec<String>>>,
+    server: tokio::task::JoinHandle<()>,
+}
+
+impl Receiver {
+    /// Answers the first requests with these statuses, and all others with 204.
+    async fn start(statuses: &'static [u16]) -> Self {
+        let received: Arc<Mutex<Vec<String>>> = Arc::default();
+        let ids = received.clone();
+        let receive = move |headers: HeaderMap, _: Bytes| {
+            let mut ids = ids.lock().unwrap();
+            let status = statuses.get(ids.len()).copied().unwrap_or(204);
+            ids.push(headers["webhook-id"].to_str().unwrap().to_owned());
+            std::future::ready(StatusCode::from_u16(status).unwrap())
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/hook", listener.local_addr().unwrap());
+        let app = Router::new().fallback(receive);
+        let server = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        Self {
+            url,
+            received,
+            server,
+        }
+    }
+
+    fn received(&self) -> Vec<String> {
+        self.received.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+/// Waits until this many deliveries of a webhook have this state. Returns them, newest first.
+async fn deliveries(caller: &Caller, path: &str, state: &str, count: usize) -> Vec<Value> {
+    eventually(&format!("{count} {state}"), async || {
+        let listed = caller.get(&format!("{path}?state={state}")).await;
+        let listed = listed.expect_status(200);
+        let found = listed["deliveries"].as_array().unwrap().clone();
+        assert_eq!(listed["total"], found.len(), "{listed}");
+        (found.len() == count).then_some(found)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn dead_delivery_is_in_the_history_and_delivered_once_when_it_is_repeated() {
+    let user = new_user().await;
+    let caller = &user.caller;
+    let receiver = Receiver::start(&[500, 503]).await;
+    let hook = json!({"url": receiver.url, "kinds": ["created"]});
+    let created = caller.post("/webhooks", &hook).await.expect_status(201);
+    let path = format!("/webhooks/{}/deliveries", created["id"].as_str().unwrap());
+    let environment = caller.create(&script("exit 0")).await;
+    let dead = deliveries(caller, &path, "dead", 1).await.remove(0);
+    for (field, value) in [
+        ("environment_id", json!(environment)),
+        ("kind", json!("created")),
+        ("attempts", json!(2)),
+        ("response_status", json!(503)),
+        ("error", json!("the receiver answered 503")),
+    ] {
+        assert_eq!(dead[field], value, "{field}: {dead}");
+    }
+    let id = dead["id"].as_str().unwrap();
+    assert_eq!(receiver.received(), [id, id]);
+    let history = caller.get(&path).await.expect_status(200);
+    assert_eq!(history["deliveries"], json!([dead]));
+
+    let redeliver = format!("{path}/{id}/redeliver");
+    let again = caller.post(&redeliver, &json!({})).await.expect_status(202);
+    assert_eq!(again["id"], id, "{again}");
+    assert_eq!(again["state"], "pending", "{again}");
+    let delivered = deliveries(caller, &path, "delivered", 1).await.remove(0);
+    assert_eq!(delivered["id"], id, "{delivered}");
+    assert_eq!(delivered["attempts"], 1, "{delivered}");
+    assert_eq!(delivered["response_status"], 204, "{delivered}");
+    deliveries(caller, &path, "dead", 0).await;
+
+    // The next event is the next request: the repeated one was sent once.
+    caller.create(&script("exit 0")).await;
+    let next = deliveries(caller, &path, "delivered", 2).await.remove(0);
+    let next = next["id"].as_str().unwrap();
+    assert_eq!(receiver.received(), [id, id, id, next]);
 }

@@ -9,6 +9,7 @@
 )]
 
 mod deliveries;
+mod names;
 mod owners;
 mod support;
 mod targets;

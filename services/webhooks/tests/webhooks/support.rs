@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -26,6 +27,8 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::Utc;
 
+use crate::names::NameServer;
+
 /// The deployment's secret.
 const SECRET: &str = "c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8";
 /// Longer than two times after which an event is delivered again.
@@ -35,6 +38,12 @@ const CALL_DEADLINE: Duration = Duration::from_secs(10);
 const NO_CONNECTION: &str = "the database cannot be reached";
 /// Lets webhooks reach the receivers of the tests.
 pub const ALLOWED_NETWORKS: (&str, &str) = ("AGENTBOX_WEBHOOK_ALLOWED_NETWORKS", "127.0.0.0/8");
+
+/// Runs the program `$0` with the resolver's files of the directory `$1`.
+const RESOLVE_BY: &str = r#"
+for file in resolv.conf nsswitch.conf; do mount --bind "$1/$file" "/etc/$file" || exit; done
+exec "$0"
+"#;
 
 /// Reserves a free port below the range of ephemeral ports. Like those of `agentbox-local`, it is locked by
 /// a file until that is closed, so no other test takes it while the replica does not listen.
@@ -76,6 +85,8 @@ pub struct World {
     database_url: String,
     postgres: PostgresEndpoint,
     environment: Vec<(&'static str, String)>,
+    /// The directory of the resolver's files; `None`: those of the machine.
+    resolver: Option<PathBuf>,
     pub nats: NatsEndpoint,
     pub system: System,
     gateway: Bus,
@@ -90,6 +101,15 @@ impl World {
 
     /// Starts webhooks with further variables in `environment`.
     pub async fn with(environment: &[(&'static str, &str)]) -> Self {
+        Self::launch(environment, None).await
+    }
+
+    /// As [`Self::with`]. Names are resolved by `names` only.
+    pub async fn with_names(environment: &[(&'static str, &str)], names: &NameServer) -> Self {
+        Self::launch(environment, Some(names.directory().to_owned())).await
+    }
+
+    async fn launch(environment: &[(&'static str, &str)], resolver: Option<PathBuf>) -> Self {
         let postgres = TestPostgres::start().await.unwrap();
         let (system, nats) = TestNats::own().await.unwrap();
         let environment: Vec<(&'static str, String)> = environment
@@ -98,12 +118,19 @@ impl World {
             .collect();
         let (port, port_lock) = reserve_port();
         let world = Self {
-            process: spawn(&nats, port, &postgres.url, &environment),
+            process: spawn(
+                &nats,
+                port,
+                &postgres.url,
+                &environment,
+                resolver.as_deref(),
+            ),
             port,
             _port_lock: port_lock,
             database_url: postgres.url,
             postgres: postgres.endpoint,
             environment,
+            resolver,
             gateway: connect(&nats, "api-gateway").await,
             scheduler: connect(&nats, "scheduler").await,
             nats,
@@ -126,7 +153,13 @@ impl World {
     pub async fn restart_after_kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
-        self.process = spawn(&self.nats, self.port, &self.database_url, &self.environment);
+        self.process = spawn(
+            &self.nats,
+            self.port,
+            &self.database_url,
+            &self.environment,
+            self.resolver.as_deref(),
+        );
         self.wait_ready().await;
     }
 
@@ -218,15 +251,20 @@ fn spawn(
     port: u16,
     database_url: &str,
     environment: &[(&'static str, String)],
+    resolver: Option<&Path>,
 ) -> Child {
+    let program = env!("CARGO_BIN_EXE_agentbox-webhooks");
+    let mut command = Command::new("setpriv");
     // Killed with the test, however the test ends.
-    Command::new("setpriv")
-        .args([
-            "--pdeathsig",
-            "KILL",
-            "--",
-            env!("CARGO_BIN_EXE_agentbox-webhooks"),
-        ])
+    command.args(["--pdeathsig", "KILL", "--"]);
+    match resolver {
+        // In a mount namespace of its own. It stays one process.
+        Some(directory) => command
+            .args(["unshare", "--mount", "sh", "-c", RESOLVE_BY, program])
+            .arg(directory),
+        None => command.arg(program),
+    };
+    command
         .env("AGENTBOX_NATS_URL", &nats.url)
         .env("AGENTBOX_NATS_USER", "webhooks")
         .env("AGENTBOX_NATS_PASSWORD", &nats.passwords["webhooks"])
@@ -262,6 +300,8 @@ struct Answers {
     received: Arc<Mutex<Vec<Received>>>,
     /// The statuses of the next answers; then 204.
     statuses: Arc<Mutex<Vec<u16>>>,
+    /// Where redirects lead.
+    location: Arc<str>,
 }
 
 /// An HTTP server on the loopback that keeps what it receives.
@@ -278,7 +318,7 @@ async fn receive(State(answers): State<Answers>, headers: HeaderMap, body: Bytes
     let status = answers.statuses.lock().unwrap().pop().unwrap_or(204);
     let status = StatusCode::from_u16(status).unwrap();
     if status.is_redirection() {
-        return (status, [(header::LOCATION, "/elsewhere")]).into_response();
+        return (status, [(header::LOCATION, &*answers.location)]).into_response();
     }
     status.into_response()
 }
@@ -286,19 +326,30 @@ async fn receive(State(answers): State<Answers>, headers: HeaderMap, body: Bytes
 impl Receiver {
     /// Answers the first requests with these statuses, and all others with 204.
     pub async fn start(statuses: &[u16]) -> Self {
+        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self::at(any_port, statuses, "/elsewhere").await.unwrap()
+    }
+
+    /// As [`Self::start`], at this address. Redirects lead to `location`.
+    pub async fn at(
+        address: SocketAddr,
+        statuses: &[u16],
+        location: &str,
+    ) -> std::io::Result<Self> {
         let answers = Answers {
             received: Arc::default(),
             statuses: Arc::new(Mutex::new(statuses.iter().rev().copied().collect())),
+            location: location.into(),
         };
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = tokio::net::TcpListener::bind(address).await?;
         let address = listener.local_addr().unwrap();
         let app = Router::new().fallback(receive).with_state(answers.clone());
         let server = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Self {
+        Ok(Self {
             address,
             answers,
             server,
-        }
+        })
     }
 
     pub fn url(&self) -> String {

@@ -81,7 +81,7 @@ pub fn runtime() -> Runtime {
 }
 
 /// The tests are a trusted proxy: they send the address of each client in `X-Forwarded-For`. They also
-/// receive webhooks.
+/// receive webhooks, whose deliveries are dead after two attempts.
 pub fn options() -> Options {
     Options::components(runtime().components())
         .env("api-gateway", "AGENTBOX_TRUSTED_PROXIES", "127.0.0.0/8")
@@ -90,6 +90,8 @@ pub fn options() -> Options {
             "AGENTBOX_WEBHOOK_ALLOWED_NETWORKS",
             "127.0.0.0/8",
         )
+        .env("webhooks", "AGENTBOX_WEBHOOK_ATTEMPTS", "2")
+        .env("webhooks", "AGENTBOX_WEBHOOK_FIRST_RETRY", "0")
 }
 
 /// Raises the limits that tests do not test.
