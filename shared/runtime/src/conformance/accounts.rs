@@ -2,8 +2,8 @@
 //! that can never start.
 //!
 //! The images contain the program `/ids`, which prints the ids of its process and its arguments, and
-//! two accounts: root with the group 6, and alice (1000) with the groups 1000 and `staff` (50).
-//! `agentbox-local import-accounts` builds them.
+//! two accounts: root with the group 6, and alice (1000) with the groups 1000 and `staff` (50). They bring a
+//! machine id and a random seed. `agentbox-local import-accounts` builds them.
 
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,9 @@ type Outcome = Result<(), Violation>;
 
 /// The repository of the images.
 pub const IMAGE: &str = "agentbox.local/accounts";
+
+/// The content of the images' `/etc/machine-id`.
+const MACHINE_ID: &str = "0123456789abcdef0123456789abcdef\n";
 
 /// The images that the tests need in the cluster: each name, and its `config` object as JSON.
 #[must_use]
@@ -179,6 +182,35 @@ pub async fn files_and_executions_of_a_user_need_no_program_of_the_image<
     let run = executions::run_as(&boxd, "alice", &["/ids"]).await?;
     let output = run.as_ref().map(|(_, output)| output.as_str());
     check(output == Ok("1000:1000 50 1000\n"), || format!("{run:?}"))
+}
+
+/// # Errors
+/// When the driver does not meet the requirement.
+pub async fn boxes_share_no_machine_id_and_seed_of_their_image<D: Runtime + BoxConnector>(
+    s: &Subject<D>,
+) -> Outcome {
+    let mut ids = vec![MACHINE_ID.as_bytes().to_vec()];
+    for is_claimed in [true, true, false] {
+        let mut idle = spec(s, "root");
+        idle.command = None;
+        if is_claimed {
+            let address = s.run_warm(&idle).await?;
+            s.first.claim(&idle, 1, address).await?;
+        } else {
+            s.run(&idle).await?;
+        }
+        let boxd = boxd_of(s, &idle).await?;
+        let read = async |path| files::read_as(&boxd, "", path, Read::default()).await;
+        let id = read("/etc/machine-id").await?;
+        let id = id.map_err(|code| Violation(format!("the machine id: {code}")))?;
+        check(id.len() == MACHINE_ID.len() && !ids.contains(&id), || {
+            format!("{id:?} after {ids:?}")
+        })?;
+        ids.push(id);
+        let seed = read("/var/lib/systemd/random-seed").await?;
+        check(seed.is_err(), || format!("the seed: {seed:?}"))?;
+    }
+    Ok(())
 }
 
 /// The spec of a box of one of the images, with the image's command.
