@@ -12,8 +12,8 @@
 //!
 //! boxd depends on no caller and on no cluster's API.
 //!
-//! A warm box starts without a main command and gets it, with its variables, by the `Configure` call of
-//! a driver's claim. Until then it starts no command of a caller.
+//! A warm box starts without a main command and gets it, with its user and variables, by the `Configure`
+//! call of a driver's claim. Until then it starts no command of a caller.
 
 mod allocator;
 mod background_output;

@@ -30,10 +30,15 @@ fn claim_of(spec: &BoxSpec) -> Result<String, RuntimeError> {
         spec.use_entrypoint,
         &spec.env,
     );
-    let json = serde_json::to_vec(&given).map_err(|error| RuntimeError::Cluster {
+    let mut json = serde_json::to_vec(&given).map_err(|error| RuntimeError::Cluster {
         operation: "claim",
         message: error.to_string(),
     })?;
+    let context = spec.isolation.security_context.as_ref();
+    // Behind the others, so that a claim without it has the digest that earlier versions wrote.
+    if let Some(user) = context.and_then(|context| context.run_as_user) {
+        json.extend_from_slice(user.to_string().as_bytes());
+    }
     Ok(hex::encode(Sha256::digest(json)))
 }
 
@@ -155,8 +160,8 @@ impl Context {
 #[cfg(test)]
 mod tests {
     use agentbox_contracts::ids::UserId;
-    use agentbox_runtime::NetworkPolicy;
     use agentbox_runtime::conformance::example_spec;
+    use agentbox_runtime::{NetworkPolicy, SecurityContext};
 
     use super::*;
 
@@ -182,6 +187,12 @@ mod tests {
             changed(&|spec| spec.use_entrypoint = true),
             changed(&|spec| drop(spec.env.insert("A".to_owned(), "1".to_owned()))),
             changed(&|spec| "other".clone_into(&mut spec.boxd_token)),
+            changed(&|spec| {
+                spec.isolation.security_context = Some(SecurityContext {
+                    run_as_user: Some(1000),
+                    ..Default::default()
+                });
+            }),
         ] {
             assert_ne!(other, first);
         }

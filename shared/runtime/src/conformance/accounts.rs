@@ -12,7 +12,10 @@ use agentbox_contracts::files::{Archive, MakeDirectory, Read};
 
 use super::boxd::{boxd_of, exec};
 use super::{Subject, Violation, check, executions, files};
-use crate::{BoxConnector, BoxPhase, BoxSpec, ExitReason, FailureReason, Runtime, SecurityContext};
+use crate::{
+    BoxConnector, BoxPhase, BoxSpec, ExitReason, FailureReason, Runtime, RuntimeError,
+    SecurityContext,
+};
 
 type Outcome = Result<(), Violation>;
 
@@ -200,7 +203,7 @@ pub async fn boxes_share_no_machine_id_and_seed_of_their_image<D: Runtime + BoxC
             s.run(&idle).await?;
         }
         let boxd = boxd_of(s, &idle).await?;
-        let read = async |path| files::read_as(&boxd, "", path, Read::default()).await;
+        let read = async |path: &str| files::read_as(&boxd, "", path, Read::default()).await;
         let id = read("/etc/machine-id").await?;
         let id = id.map_err(|code| Violation(format!("the machine id: {code}")))?;
         check(id.len() == MACHINE_ID.len() && !ids.contains(&id), || {
@@ -211,6 +214,59 @@ pub async fn boxes_share_no_machine_id_and_seed_of_their_image<D: Runtime + BoxC
         check(seed.is_err(), || format!("the seed: {seed:?}"))?;
     }
     Ok(())
+}
+
+/// # Errors
+/// When the driver does not meet the requirement.
+pub async fn claimed_box_has_the_user_of_its_claim<D: Runtime + BoxConnector>(
+    s: &Subject<D>,
+) -> Outcome {
+    const ALICE: &str = "1000:1000 50 1000";
+    let of_alice = SecurityContext {
+        run_as_user: Some(1000),
+        ..Default::default()
+    };
+    let mut main = spec(s, "root");
+    let mut idle = spec(s, "root");
+    idle.command = None;
+    for asked in [&mut main, &mut idle] {
+        let address = s.run_warm(asked).await?;
+        asked.isolation.security_context = Some(of_alice.clone());
+        s.first.claim(asked, 1, address).await?;
+    }
+    let end = s.end_of(&main.id).await?;
+    check(end.exit_code == 0 && end.output == ALICE, || {
+        format!("the main command: {end:?}")
+    })?;
+    let boxd = boxd_of(s, &idle).await?;
+    for user in ["", "1000", "alice"] {
+        let run = executions::run_as(&boxd, user, &["/ids"]).await?;
+        let is_alice = matches!(&run, Ok((execution, output))
+            if execution.user == "alice" && output.trim_end() == ALICE);
+        check(is_alice, || format!("{user}: {run:?}"))?;
+    }
+    let refused = executions::run_as(&boxd, "root", &["/ids"]).await?;
+    check(refused.is_err(), || format!("as root: {refused:?}"))?;
+    let path = "/dev/shm/file";
+    let written = files::write(&boxd, "", path, files::atomic(), "content").await?;
+    files::succeeds(path, written)?;
+    let found = files::stat(&boxd, path).await?;
+    check((found.uid, found.gid) == (1000, 1000), || {
+        format!("{found:?}")
+    })?;
+    // A boxd that is not root can become no other user.
+    let other = spec(s, "alice");
+    let address = s.run_warm(&other).await?;
+    let mut asked = other;
+    asked.isolation.security_context = Some(SecurityContext {
+        run_as_user: Some(2000),
+        ..Default::default()
+    });
+    let refused = s.first.claim(&asked, 1, address).await;
+    check(
+        matches!(refused, Err(RuntimeError::NotClaimable(_))),
+        || format!("{refused:?}"),
+    )
 }
 
 /// The spec of a box of one of the images, with the image's command.
