@@ -1,6 +1,6 @@
 # Builds an image for tests of accounts, as a docker-archive: one static program that prints the ids of
-# its process and its arguments, and the files of two accounts. The process of root has a group that no
-# other account has.
+# its process and its arguments, the files of two accounts, a machine id and a random seed. The process of
+# root has a group that no other account has.
 #
 #   bash accounts.sh NAME CONFIG OUT.tar
 #
@@ -24,6 +24,10 @@ root=$work/root
 mkdir -p "$root/etc"
 printf 'root:x:0:0::/:/ids\nalice:x:1000:1000::/:/ids\n' > "$root/etc/passwd"
 printf 'root:x:0:\ndisk:x:6:root\nstaff:x:50:alice\nalice:x:1000:\n' > "$root/etc/group"
+# What no two boxes may share.
+mkdir -p "$root/var/lib/systemd"
+printf '0123456789abcdef0123456789abcdef\n' > "$root/etc/machine-id"
+printf seed > "$root/var/lib/systemd/random-seed"
 # Some tags name what is in the place of a user file.
 case ${name##*:} in
   passwd-fifo) rm "$root/etc/passwd"; mkfifo "$root/etc/passwd" ;;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::sync::Arc;
 
 use agentbox_box_protocol::variables;
@@ -37,6 +38,16 @@ impl Environment {
         Arc::make_mut(&mut current).extend(more);
     }
 
+    /// Gives the box another user's `home`. The runtime has set the home of boxd's own user, `own`, unless the
+    /// image sets one: then that stays.
+    pub fn replace_home(&self, own: &Path, home: &Path) {
+        let mut current = self.0.lock();
+        let inherited = current.get(OsStr::new("HOME"));
+        if inherited.is_none_or(|inherited| Path::new(inherited) == own) {
+            Arc::make_mut(&mut current).insert("HOME".into(), home.into());
+        }
+    }
+
     /// The variables, extended or replaced by `more`.
     #[must_use]
     pub fn merged_with(&self, more: impl IntoIterator<Item = (OsString, OsString)>) -> Variables {
@@ -66,6 +77,20 @@ mod tests {
         assert_eq!(seen.get(OsStr::new("AGENTBOX_BOXD_TOKEN")), None);
         assert_eq!(seen.get(OsStr::new("HOME")), Some(&"/root".into()));
         assert_eq!(seen.get(OsStr::new("PATH")), Some(&DEFAULT_PATH.into()));
+    }
+
+    #[test]
+    fn home_of_the_image_is_not_replaced() {
+        for (inherited, expected) in [
+            (vec![], "/home/app"),
+            (vec![pair("HOME", "/root")], "/home/app"),
+            (vec![pair("HOME", "/work")], "/work"),
+        ] {
+            let environment = Environment::from_variables(inherited.into_iter());
+            environment.replace_home(Path::new("/root"), Path::new("/home/app"));
+            let seen = environment.merged_with([]);
+            assert_eq!(seen.get(OsStr::new("HOME")), Some(&expected.into()));
+        }
     }
 
     #[test]

@@ -38,6 +38,7 @@ use crate::connections::{self, Connection};
 use crate::environment::Environment;
 use crate::executions::Executions;
 use crate::files::Files;
+use crate::identity;
 use crate::logs::Log;
 use crate::main_command::{MainCommand, Phase};
 use crate::null_device::NullDevice;
@@ -84,6 +85,10 @@ pub enum InitError {
 /// # Errors
 /// [`InitError`] when the box cannot start or its server fails.
 pub async fn run(settings: Settings, command: Vec<OsString>) -> Result<u8, InitError> {
+    if settings.renew_identity {
+        // Nothing else runs in the box yet.
+        identity::renew(Path::new("/"));
+    }
     let mut signals = ForwardedSignals::listen().map_err(InitError::Signals)?;
     let (reaper, child_signals) = Reaper::new().map_err(InitError::Reaper)?;
     let null_device = Arc::new(NullDevice::open().map_err(InitError::NullDevice)?);

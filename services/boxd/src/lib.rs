@@ -8,12 +8,12 @@
 //! (removes the token from the environment) → [`init`] (start-up, signals, shutdown) →
 //! [`connections`] (TLS) → [`service`] (gRPC) → [`run`] and [`executions`] (a caller's
 //! command, both by [`process`]), [`files`] (file operations), [`main_command`] (the box's
-//! own), [`logs`], [`ports`], [`usage`].
+//! own), [`logs`], [`ports`], [`usage`]. [`identity`] changes files of the image at the start.
 //!
 //! boxd depends on no caller and on no cluster's API.
 //!
-//! A warm box starts without a main command and gets it, with its variables, by the `Configure` call of
-//! a driver's claim. Until then it starts no command of a caller.
+//! A warm box starts without a main command and gets it, with its user and variables, by the `Configure`
+//! call of a driver's claim. Until then it starts no command of a caller.
 
 mod allocator;
 mod background_output;
@@ -22,6 +22,7 @@ mod connections;
 mod environment;
 mod executions;
 mod files;
+mod identity;
 mod init;
 mod install;
 mod invocation;

@@ -29,6 +29,7 @@ use crate::pump::{Sink, Source, pump};
 use crate::reaper::{Child, ExitStatus, Reaper};
 use crate::stderr;
 use crate::usage;
+use crate::user::User;
 
 /// The state of the main command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,7 +165,7 @@ impl MainCommand {
             argv,
             working_dir: None,
             variables: self.environment.merged_with([]),
-            user: None,
+            user: User::of_box(),
         };
         let file = spec.resolve()?;
         let pipe_error = |error: io::Error| StartError {

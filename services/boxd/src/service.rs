@@ -31,6 +31,7 @@ use crate::run::{Reader, RegistryError, Run, RunId, RunSpec, Runs, Started, appl
 use crate::status::with_code;
 use crate::trace::Trace;
 use crate::usage::UsageSampler;
+use crate::user::User;
 
 /// The deadline for the first input of a `Run` or `Files` call.
 const FIRST_INPUT_DEADLINE: Duration = Duration::from_secs(10);
@@ -174,6 +175,16 @@ impl Boxd for Service {
         }
         let argv = arguments(request.command).map_err(|error| error.status())?;
         let added = variables(request.env).map_err(|error| error.status())?;
+        let user = match request.run_as_user {
+            Some(uid) => User::with_uid(uid)
+                .map_err(|error| Status::failed_precondition(error.to_string()))?,
+            None => None,
+        };
+        if let Some(user) = user {
+            self.environment
+                .replace_home(&User::own_home(), &user.home());
+            user.give_to_box();
+        }
         self.environment.extend(added);
         self.starter.slots.restart_idle();
         self.sampler.restart();

@@ -38,6 +38,8 @@ pub struct Settings {
     pub termination_file: Option<PathBuf>,
     /// The box is warm: its main command comes with `Configure`.
     pub warm: bool,
+    /// The box has a root file system of its own, whose identity boxd renews.
+    pub renew_identity: bool,
     /// The output ring of one run, in bytes.
     pub ring_bytes: usize,
     pub segment_bytes: u64,
@@ -75,6 +77,7 @@ impl Settings {
             })?,
             termination_file: given(variables::TERMINATION_FILE).map(PathBuf::from),
             warm: given(variables::WARM).as_deref() == Some("true"),
+            renew_identity: given(variables::RENEW_IDENTITY).as_deref() == Some("true"),
             ring_bytes: number(variables::RING_BYTES, &given)?.unwrap_or(RING_BYTES),
             segment_bytes: number(variables::SEGMENT_BYTES, &given)?.unwrap_or(default_segment),
             max_running: number(variables::MAX_RUNNING, &given)?.unwrap_or(MAX_RUNNING),
@@ -120,7 +123,7 @@ mod tests {
     fn settings_require_only_the_token() {
         let settings = read(&[(variables::TOKEN, "t")]).unwrap();
         assert_eq!(settings.listen.to_string(), "0.0.0.0:10777");
-        assert!(!settings.warm);
+        assert!(!settings.warm && !settings.renew_identity);
         assert!(matches!(
             read(&[]),
             Err(SettingsError::Missing(variables::TOKEN))

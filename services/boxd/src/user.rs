@@ -3,11 +3,15 @@
 //! A command or a file operation may be another user's than boxd's own. boxd must be root for that. A
 //! uid that `/etc/passwd` does not name has gid 0, no other groups and the home `/`, as in Docker.
 //!
+//! The box's user is boxd's own, unless a claim gives the box another one. Then that one is in the place of
+//! boxd's own in every rule: as if boxd had been started by it.
+//!
 //! * I1. The files belong to the box: at most [`MAX_FILE_BYTES`] of each are read, only of a regular
 //!   file, and lines that cannot be parsed are skipped.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use agentbox_contracts::error::{ErrorCode, shortened};
 use nix::unistd::{getegid, geteuid};
@@ -20,6 +24,9 @@ const MAX_FILE_BYTES: u64 = 1024 * 1024;
 const MAX_GROUPS: usize = 1024;
 /// The longest name that metadata shows, in characters.
 const MAX_NAME_CHARACTERS: usize = 64;
+
+/// The box's user, if a claim has given it another one than boxd's own.
+static GIVEN: OnceLock<User> = OnceLock::new();
 
 /// A user of the box who is not boxd's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,24 +62,67 @@ impl UserError {
 }
 
 impl User {
-    /// The user that `text` names: `name`, `uid`, `name:group` or `uid:gid`. `None` for boxd's own
-    /// user, and for an empty text.
+    /// The user that `text` names: `name`, `uid`, `name:group` or `uid:gid`; for an empty text the box's.
+    /// `None` for boxd's own.
     ///
     /// # Errors
     /// [`UserError`].
     pub fn resolve(text: &str) -> Result<Option<Self>, UserError> {
+        let given = Self::of_box();
         if text.is_empty() {
-            return Ok(None);
+            return Ok(given);
         }
-        let own = (geteuid().as_raw(), getegid().as_raw());
-        Accounts::read().resolve(text, own)
+        let own = match &given {
+            Some(given) => (given.uid, given.gid),
+            None => (geteuid().as_raw(), getegid().as_raw()),
+        };
+        let other = Accounts::read().resolve(text, own)?;
+        Ok(other.or(given))
     }
 
-    /// The variables that a command of this user has unless its caller sets them.
+    /// The box's user; `None`: boxd's own.
+    #[must_use]
+    pub fn of_box() -> Option<Self> {
+        GIVEN.get().cloned()
+    }
+
+    /// The user whom a claim gives the box: with the groups and the home that a container runtime finds for
+    /// its uid. `None`: boxd's own.
+    ///
+    /// # Errors
+    /// [`UserError`] when boxd is not root.
+    pub fn with_uid(uid: u32) -> Result<Option<Self>, UserError> {
+        Accounts::read().with_uid(uid, geteuid().as_raw())
+    }
+
+    /// Makes this user the box's. A second call does nothing.
+    pub fn give_to_box(self) {
+        let _ = GIVEN.set(self);
+    }
+
+    #[must_use]
+    pub fn home(&self) -> PathBuf {
+        self.home.clone().unwrap_or_else(|| PathBuf::from("/"))
+    }
+
+    /// The home of boxd's own user.
+    #[must_use]
+    pub fn own_home() -> PathBuf {
+        let accounts = Accounts::read();
+        let account = accounts.of_uid(geteuid().as_raw());
+        account
+            .and_then(Account::absolute_home)
+            .unwrap_or_else(|| PathBuf::from("/"))
+    }
+
+    /// The variables that a command of this user has unless its caller sets them. Those of the box's user
+    /// are the box's.
     #[must_use]
     pub fn variables(&self) -> Vec<(OsString, OsString)> {
-        let home = self.home.clone().unwrap_or_else(|| PathBuf::from("/"));
-        let mut variables = vec![("HOME".into(), home.into_os_string())];
+        if GIVEN.get() == Some(self) {
+            return Vec::new();
+        }
+        let mut variables = vec![("HOME".into(), self.home().into_os_string())];
         if !self.name.is_empty() {
             variables.push(("USER".into(), self.name.clone().into()));
         }
@@ -146,6 +196,13 @@ struct Account {
     home: String,
 }
 
+impl Account {
+    fn absolute_home(&self) -> Option<PathBuf> {
+        let is_absolute = self.home.starts_with('/');
+        is_absolute.then(|| PathBuf::from(&self.home))
+    }
+}
+
 struct Group {
     name: String,
     gid: u32,
@@ -203,10 +260,7 @@ impl Accounts {
             None => (text, None),
         };
         let account = self.users.iter().find(|account| account.name == name);
-        let account = account.or_else(|| {
-            let uid = number(name)?;
-            self.users.iter().find(|account| account.uid == uid)
-        });
+        let account = account.or_else(|| self.of_uid(number(name)?));
         let uid = match account {
             Some(account) => account.uid,
             None => number(name).ok_or_else(not_found)?,
@@ -223,6 +277,27 @@ impl Accounts {
                 own: own.0,
             });
         }
+        Ok(Some(self.user(uid, account, given_gid)))
+    }
+
+    fn with_uid(&self, uid: u32, own: u32) -> Result<Option<User>, UserError> {
+        if uid == u32::MAX {
+            return Err(UserError::NotFound(uid.to_string()));
+        }
+        if uid == own {
+            return Ok(None);
+        }
+        if own != 0 {
+            return Err(UserError::NotAllowed {
+                user: uid.to_string(),
+                own,
+            });
+        }
+        Ok(Some(self.user(uid, self.of_uid(uid), None)))
+    }
+
+    /// The user of a uid, whose account is `account`; with a given group, that group only.
+    fn user(&self, uid: u32, account: Option<&Account>, given_gid: Option<u32>) -> User {
         let gid = given_gid
             .or(account.map(|account| account.gid))
             .unwrap_or(0);
@@ -230,15 +305,17 @@ impl Accounts {
             (Some(account), None) => self.groups_of(&account.name),
             _ => Vec::new(),
         };
-        Ok(Some(User {
+        User {
             uid,
             gid,
             groups,
             name: account.map_or_else(String::new, |account| account.name.clone()),
-            home: account
-                .filter(|account| account.home.starts_with('/'))
-                .map(|account| PathBuf::from(&account.home)),
-        }))
+            home: account.and_then(Account::absolute_home),
+        }
+    }
+
+    fn of_uid(&self, uid: u32) -> Option<&Account> {
+        self.users.iter().find(|account| account.uid == uid)
     }
 
     fn gid(&self, text: &str) -> Option<u32> {
@@ -269,126 +346,4 @@ fn read(path: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ROOT: (u32, u32) = (0, 0);
-
-    fn accounts() -> Accounts {
-        let passwd = "root:x:0:0:root:/root:/bin/sh\nbroken\n:x:1:1::/:\napp:x:1000:1001:,,:/home/app:\n\
-                      bad:x:-1:0::/:\nlarge:x:4294967295:0::/:\nnohome:x:7:7\n";
-        let group = "root:x:0:\nstaff:x:50:app,root\nbroken\nvideo:x:44:other,app\n";
-        Accounts::parse(passwd, group)
-    }
-
-    fn user(text: &str) -> Option<User> {
-        accounts().resolve(text, ROOT).unwrap()
-    }
-
-    #[test]
-    fn user_resolves_by_name_and_number_with_groups_and_home() {
-        let app = User {
-            uid: 1000,
-            gid: 1001,
-            groups: vec![50, 44],
-            name: "app".to_owned(),
-            home: Some("/home/app".into()),
-        };
-        assert_eq!(user("app"), Some(app.clone()));
-        assert_eq!(user("1000"), Some(app.clone()));
-        let with_group = |gid| {
-            Some(User {
-                gid,
-                groups: Vec::new(),
-                ..app.clone()
-            })
-        };
-        assert_eq!(user("app:staff"), with_group(50));
-        assert_eq!(user("1000:9"), with_group(9));
-        let nohome = user("nohome").unwrap();
-        assert_eq!((nohome.gid, nohome.home), (7, None));
-    }
-
-    fn variable(name: &str, value: &str) -> (OsString, OsString) {
-        (name.into(), value.into())
-    }
-
-    #[test]
-    fn unnamed_uid_has_gid_zero_and_home_root() {
-        let unnamed = user("4242").unwrap();
-        assert_eq!((unnamed.uid, unnamed.gid), (4242, 0));
-        assert_eq!((unnamed.groups.len(), unnamed.name.as_str()), (0, ""));
-        assert_eq!(unnamed.variables(), [variable("HOME", "/")]);
-        let variables = user("app").unwrap().variables();
-        let expected = [variable("HOME", "/home/app"), variable("USER", "app")];
-        assert_eq!(variables, expected);
-    }
-
-    #[test]
-    fn own_user_is_none_and_needs_no_root() {
-        for text in ["root", "0", "root:root", "0:0"] {
-            assert_eq!(user(text), None, "{text}");
-        }
-        for text in ["app", "1000", "1000:7", "4242"] {
-            let own = if text == "4242" { (4242, 3) } else { (1000, 7) };
-            assert_eq!(accounts().resolve(text, own), Ok(None), "{text}");
-        }
-        assert!(user("root:staff").is_some());
-    }
-
-    #[test]
-    fn unknown_and_forbidden_users_have_their_codes() {
-        for text in [
-            "nobody",
-            "app:nobody",
-            "bad",
-            "-1",
-            "4294967295",
-            ":",
-            "app:",
-            "+1",
-        ] {
-            let error = accounts().resolve(text, ROOT).unwrap_err();
-            assert_eq!(error.code(), ErrorCode::UserNotFound, "{text}");
-        }
-        for text in ["root", "0", "app:50"] {
-            let error = accounts().resolve(text, (1000, 1001)).unwrap_err();
-            assert_eq!(error.code(), ErrorCode::UserNotAllowed, "{text}");
-            assert!(error.to_string().contains("uid 1000"), "{error}");
-        }
-    }
-
-    #[test]
-    fn names_of_ids_and_ids_of_names_agree() {
-        let names = Names(accounts());
-        assert_eq!(
-            (names.user(1000), names.group(44)),
-            ("app".to_owned(), "video".to_owned())
-        );
-        assert_eq!(
-            (names.user(9), names.group(9)),
-            (String::new(), String::new())
-        );
-        assert_eq!(
-            (names.uid("app"), names.uid("9"), names.uid("x")),
-            (Some(1000), Some(9), None)
-        );
-        assert_eq!((names.gid("staff"), names.gid("x")), (Some(50), None));
-    }
-
-    #[test]
-    fn execute_permission_is_that_of_owner_group_or_others() {
-        let app = user("app").unwrap();
-        for (mode, owner, group, expected) in [
-            (0o700, 1000, 0, true),
-            (0o077, 1000, 1001, false),
-            (0o010, 0, 1001, true),
-            (0o010, 0, 44, true),
-            (0o701, 0, 44, false),
-            (0o001, 0, 0, true),
-            (0o770, 0, 0, false),
-        ] {
-            assert_eq!(app.may_execute(mode, owner, group), expected, "{mode:o}");
-        }
-    }
-}
+mod tests;

@@ -15,6 +15,7 @@ mod m0012_cluster_states;
 mod m0013_metering;
 mod m0014_warm_pools;
 mod m0015_execution_events;
+mod m0016_users_of_warm_boxes;
 
 use sea_orm_migration::{MigrationTrait, MigratorTrait};
 
@@ -39,6 +40,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0013_metering::Migration),
             Box::new(m0014_warm_pools::Migration),
             Box::new(m0015_execution_events::Migration),
+            Box::new(m0016_users_of_warm_boxes::Migration),
         ]
     }
 }

@@ -20,12 +20,13 @@ pub fn identify(token: &BoxToken, request: &ConfigureRequest) -> String {
         command,
         env,
         owner,
+        run_as_user,
     } = request;
     // A map of the message has no order.
     let env: BTreeMap<&String, &String> = env.iter().collect();
     let mut digest = Sha256::new();
     // The lengths keep apart what would have the same bytes otherwise.
-    digest.update(format!("{} {} ", command.len(), env.len()));
+    digest.update(format!("{} {} {run_as_user:?} ", command.len(), env.len()));
     let texts = [token.expose(), owner.as_str()]
         .into_iter()
         .chain(command.iter().map(String::as_str))
@@ -56,6 +57,7 @@ mod tests {
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
                 .collect(),
             owner: owner.to_owned(),
+            run_as_user: None,
         }
     }
 
@@ -78,5 +80,10 @@ mod tests {
         ] {
             assert_ne!(identify(&mine, &other), first, "{other:?}");
         }
+        let of_user = ConfigureRequest {
+            run_as_user: Some(0),
+            ..reordered
+        };
+        assert_ne!(identify(&mine, &of_user), first);
     }
 }

@@ -21,6 +21,10 @@ pub const TERMINATION_FILE: &str = "AGENTBOX_BOXD_TERMINATION_FILE";
 /// `true`: the box is warm and gets its main command with `Configure`. Others: it is not.
 pub const WARM: &str = "AGENTBOX_BOXD_WARM";
 
+/// `true`: boxd gives its root file system a machine id of its own and removes its random seeds, if the
+/// image has them. Others: boxd leaves them, as outside a box.
+pub const RENEW_IDENTITY: &str = "AGENTBOX_BOXD_RENEW_IDENTITY";
+
 /// The limit for a run's output that waits for a reader, in bytes. Default 1 MiB.
 pub const RING_BYTES: &str = "AGENTBOX_BOXD_RING_BYTES";
 

@@ -168,8 +168,9 @@ fn other_calls_are_encoded_as_before() {
         command: vec!["sh".into()],
         env: [("A".into(), "1".into())].into(),
         owner: "u".into(),
+        run_as_user: Some(7),
     };
-    assert_encodes(configure, "0a02736812060a0141120131220175");
+    assert_encodes(configure, "0a02736812060a01411201312201752807");
     let usage = proto::UsageReply {
         cpu_usage_nanos: 1,
         cpu_milli: 2,

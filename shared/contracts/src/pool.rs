@@ -106,7 +106,7 @@ pub enum MissReason {
     Resources,
     /// It has another runtime class.
     RuntimeClass,
-    /// It has another security context.
+    /// It has another security context, or a user that the claim of a box of the pool cannot give.
     SecurityContext,
     /// It has another node selector.
     NodeSelector,

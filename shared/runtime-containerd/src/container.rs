@@ -157,6 +157,7 @@ fn environment(spec: &BoxSpec) -> Vec<KeyValue> {
         (variables::OUTPUT_DIR, OUTPUT),
         (variables::TERMINATION_FILE, termination.as_str()),
         (variables::WARM, if spec.warm { "true" } else { "" }),
+        (variables::RENEW_IDENTITY, "true"),
     ]
     .map(|(key, value)| (key.to_owned(), value.to_owned()));
     let unset = variables::UNSET.map(|key| (key.to_owned(), String::new()));

@@ -128,6 +128,10 @@ impl Runtime for Driver {
         // The digest of its configuration, which has those of its layers.
         Ok(status.and_then(|status| status.image).map(|image| image.id))
     }
+
+    async fn image_is_of_root(&self, image: &str) -> Result<bool, RuntimeError> {
+        Ok(self.context.image_config(image).await?.is_of_root())
+    }
 }
 
 #[async_trait]

@@ -384,7 +384,7 @@ impl Context {
         )))
     }
 
-    async fn image_config(&self, image: &str) -> Result<ImageConfig, RuntimeError> {
+    pub async fn image_config(&self, image: &str) -> Result<ImageConfig, RuntimeError> {
         let unusable = |message: String| RuntimeError::Cluster {
             operation: "image status",
             message,

@@ -132,6 +132,12 @@ impl ImageConfig {
         ))
     }
 
+    /// Whether its user is root, as far as it can be told without the image's files.
+    pub fn is_of_root(&self) -> bool {
+        let user = self.user.split(':').next().unwrap_or_default();
+        matches!(user, "" | "0" | "root")
+    }
+
     /// The command that the image names, as Docker runs it: ENTRYPOINT, with CMD as its arguments.
     pub fn command(&self) -> Vec<String> {
         let parts = [&self.entrypoint, &self.cmd];
@@ -303,6 +309,23 @@ mod tests {
                 ..Default::default()
             };
             assert_eq!(image.unmapped_user(requested).is_some(), problem, "{user}");
+        }
+    }
+
+    #[test]
+    fn image_is_of_root_unless_it_names_another_user() {
+        for (user, expected) in [
+            ("", true),
+            ("0", true),
+            ("root:staff", true),
+            ("1000", false),
+            ("alice:0", false),
+        ] {
+            let image = ImageConfig {
+                user: user.to_owned(),
+                ..Default::default()
+            };
+            assert_eq!(image.is_of_root(), expected, "{user}");
         }
     }
 

@@ -232,6 +232,7 @@ fn environment(spec: &BoxSpec) -> Vec<Value> {
         (variables::OUTPUT_DIR, OUTPUT.to_owned()),
         (variables::TERMINATION_FILE, TERMINATION_FILE.to_owned()),
         (variables::WARM, warm.to_owned()),
+        (variables::RENEW_IDENTITY, "true".to_owned()),
     ]
     .map(|(name, value)| json!({ "name": name, "value": value }));
     let token = json!({ "name": variables::TOKEN, "valueFrom": { "secretKeyRef": {

@@ -14,6 +14,14 @@ use crate::{BoxSpec, BoxStream, RuntimeError};
 /// alive, and may start the command: to give up the box then could run the command twice.
 const ANSWER_DEADLINES: u32 = 5;
 
+/// The user that a claim gives: a group needs a box that was created with it.
+fn run_as_user(spec: &BoxSpec) -> Option<u32> {
+    let context = spec.isolation.security_context.as_ref()?;
+    context
+        .run_as_user
+        .filter(|_| context.run_as_group.is_none())
+}
+
 /// The configuration of a box for `spec`, as a cold box of this spec has it. `entrypoint` is the main
 /// command of its image, for a spec with `use_entrypoint`.
 pub(crate) fn request(spec: &BoxSpec, entrypoint: Option<&[String]>) -> ConfigureRequest {
@@ -28,6 +36,7 @@ pub(crate) fn request(spec: &BoxSpec, entrypoint: Option<&[String]>) -> Configur
         command: command.to_vec(),
         env: variables.collect(),
         owner: spec.owner.to_string(),
+        run_as_user: run_as_user(spec),
     }
 }
 
@@ -51,7 +60,7 @@ fn unanswered(within: Duration) -> RuntimeError {
     RuntimeError::Unreachable(format!("its boxd did not answer within {within:?}"))
 }
 
-/// Gives a warm boxd the owner, the variables and the main command of `spec`. `connection` connects to
+/// Gives a warm boxd the owner, the user, the variables and the main command of `spec`. `connection` connects to
 /// it; meanwhile `prepared` makes what must be in force before boxd has the command. `entrypoint` is the
 /// main command of the image, if the driver knows it. `within` bounds the time until boxd is connected;
 /// five times as long bounds that until it answers.
@@ -129,7 +138,7 @@ mod tests {
     use tokio::io::AsyncReadExt as _;
 
     use super::*;
-    use crate::NetworkPolicy;
+    use crate::{NetworkPolicy, SecurityContext};
     use crate::conformance::example_spec;
 
     fn words(words: &[&str]) -> Vec<String> {
@@ -165,6 +174,24 @@ mod tests {
         assert_eq!(request.owner, spec.owner.to_string());
         let expected = HashMap::from([("A".to_owned(), "1".to_owned())]);
         assert_eq!(request.env, expected);
+    }
+
+    #[test]
+    fn request_has_the_user_unless_a_group_is_fixed_with_it() {
+        for (user, group, expected) in [
+            (None, None, None),
+            (Some(1000), None, Some(1000)),
+            (Some(1000), Some(1000), None),
+        ] {
+            let spec = example_spec(|spec| {
+                spec.isolation.security_context = Some(SecurityContext {
+                    run_as_user: user,
+                    run_as_group: group,
+                    ..Default::default()
+                });
+            });
+            assert_eq!(request(&spec, None).run_as_user, expected);
+        }
     }
 
     #[tokio::test]

@@ -47,13 +47,14 @@ pub trait Runtime: Send + Sync + 'static {
     async fn ensure(&self, spec: &BoxSpec, generation: i64) -> Result<Observed, RuntimeError>;
 
     /// Gives the warm box `spec.id` to the owner of `spec`, which is not warm: its network policy first,
-    /// then its variables and its main command. It keeps its id, token, address and hostname. `address`
+    /// then its user, its variables and its main command. It keeps its id, token, address and hostname. `address`
     /// is that of the warm box in its last observation as `Running`.
     ///
     /// Neither starts the box again nor asks the cluster while boxd answers; a driver that keeps the
     /// generation there alone does not compare it. The caller has matched everything that is
-    /// fixed when a box is created: image, resources, isolation except the network policy, and where
-    /// the cluster enforces network policies, that policy too.
+    /// fixed when a box is created: image, resources, isolation except the network policy and
+    /// `run_as_user`, and where the cluster enforces network policies, that policy too. `run_as_user` is
+    /// given to a box that was created without it, or as root; boxd refuses it if it is not root.
     ///
     /// Succeeds again for the same claim, also when the command has ended since, and the box with it: the
     /// claim that boxd has recorded is compared. Another claim is [`RuntimeError::NotClaimable`], or as
@@ -107,5 +108,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// driver cannot know it.
     async fn image_digest(&self, _image: &str) -> Result<Option<String>, RuntimeError> {
         Ok(None)
+    }
+
+    /// Whether a box of this image without `run_as_user` runs as root, so that its claim may give it another
+    /// user. False when the driver cannot know it.
+    async fn image_is_of_root(&self, _image: &str) -> Result<bool, RuntimeError> {
+        Ok(false)
     }
 }

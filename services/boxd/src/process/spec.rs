@@ -37,7 +37,7 @@ impl InvalidCommand {
 pub struct ProcessSpec {
     /// Empty: the image's shell.
     pub argv: Vec<OsString>,
-    /// `None`: boxd's own.
+    /// `None`: boxd's own, which is the box's.
     pub user: Option<User>,
     /// `None`: the image's.
     pub working_dir: Option<PathBuf>,

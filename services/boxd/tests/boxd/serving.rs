@@ -72,6 +72,7 @@ async fn warm_box_accepts_one_configuration_repeatedly() {
         command: crate::support::shell("while [ ! -e go ]; do sleep 0.02; done; exit $CODE"),
         env: [("CODE".into(), "8".into())].into(),
         owner: "user-1".into(),
+        run_as_user: None,
     };
     let file = boxd.path("termination");
     assert_eq!(Termination::read_claim(&file).unwrap(), None);
@@ -85,6 +86,10 @@ async fn warm_box_accepts_one_configuration_repeatedly() {
     let others = [
         proto::ConfigureRequest {
             command: vec![],
+            ..request.clone()
+        },
+        proto::ConfigureRequest {
+            run_as_user: Some(1000),
             ..request.clone()
         },
         proto::ConfigureRequest {
@@ -103,6 +108,36 @@ async fn warm_box_accepts_one_configuration_repeatedly() {
     assert_eq!(boxd.exit_code().await, Some(8));
     let ended = Termination::read(&file).unwrap().unwrap();
     assert_eq!((ended.exit_code, ended.claim), (8, Some(claim)));
+}
+
+#[tokio::test]
+async fn configured_user_is_that_of_the_box() {
+    let (_boxd, client) = TestBox::start(Setup {
+        variables: vec![
+            ("AGENTBOX_BOXD_WARM".into(), "true".into()),
+            ("HOME".into(), "/of-the-image".into()),
+        ],
+        ..Setup::default()
+    })
+    .await;
+    let request = proto::ConfigureRequest {
+        run_as_user: Some(4242),
+        ..Default::default()
+    };
+    client.clone().configure(request).await.unwrap();
+    let ids = "echo $(id -u):$(id -g) $HOME";
+    let seen = run(&client, sh(ids)).await;
+    assert_eq!(seen.text(), "4242:0 /of-the-image\n");
+    let as_user = |user: &str| proto::StartCommand {
+        user: user.to_owned(),
+        ..sh(ids)
+    };
+    let same = run(&client, as_user("4242")).await;
+    assert_eq!(same.text(), "4242:0 /of-the-image\n");
+    for other in ["0", "1000"] {
+        let refused = Session::open(&client, run_input::Input::Start(as_user(other))).await;
+        assert_eq!(refused.err().unwrap().code(), Code::InvalidArgument);
+    }
 }
 
 #[tokio::test]

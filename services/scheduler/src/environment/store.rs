@@ -51,7 +51,7 @@ use sea_orm::{
 use tracing::Instrument as _;
 
 pub use change::{Change, Patch, QueueAction};
-pub use claims::ClaimOutcome;
+pub use claims::{BoxNeed, ClaimOutcome};
 pub use create::Reservation;
 pub use list::Listing;
 pub use metering::{RunningBox, UsageSample};

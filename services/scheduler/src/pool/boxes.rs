@@ -164,8 +164,10 @@ impl WarmBoxes {
                 BoxPhase::Running { address, .. } => {
                     let digest = self.image_digest(warm).await;
                     let digest = digest.as_deref();
+                    let is_root = self.is_root(warm).await;
                     let store = &self.store;
-                    if store.mark_warm_box_ready(&warm.id, address, digest).await? {
+                    let marking = store.mark_warm_box_ready(&warm.id, address, digest, is_root);
+                    if marking.await? {
                         store.pool_started(&warm.pool, warm.revision).await?;
                         tracing::info!(environment.id = %warm.id, pool = warm.pool, "warm box ready");
                     }
@@ -275,6 +277,24 @@ impl WarmBoxes {
         );
         spec.map(|spec| BoxSpec { warm: true, ..spec })
             .map_err(|error| ErrorChain(&error).to_string())
+    }
+
+    /// Whether the box's boxd is known to be root.
+    async fn is_root(&self, warm: &WarmBox) -> bool {
+        let isolation = warm.spec.isolation.as_ref();
+        let context = isolation.and_then(|isolation| isolation.security_context.as_ref());
+        if let Some(user) = context.and_then(|context| context.run_as_user) {
+            return user == 0;
+        }
+        let image = &warm.spec.image;
+        call_runtime(&self.cluster, "image_is_of_root", |runtime| {
+            runtime.image_is_of_root(image)
+        })
+        .await
+        .unwrap_or_else(|error| {
+            tracing::info!(error = %ErrorChain(&error), pool = warm.pool, "user of a pool's image not read");
+            false
+        })
     }
 
     /// The digest of the image that the box runs, if the cluster reports it.

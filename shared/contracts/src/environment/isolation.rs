@@ -94,7 +94,8 @@ struct IngressPort(#[allow(dead_code, reason = "describes the items of a list")]
 })))]
 #[serde(deny_unknown_fields)]
 pub struct SecurityContext {
-    /// Numeric user id of every process, 0 to 2147483647. Default: the image's user.
+    /// Numeric user id of the main command, and of commands and file operations that name no other
+    /// user, 0 to 2147483647. Default: the image's user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = 1000, maximum = 2147483647))]
     pub run_as_user: Option<u32>,

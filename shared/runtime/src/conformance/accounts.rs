@@ -2,8 +2,8 @@
 //! that can never start.
 //!
 //! The images contain the program `/ids`, which prints the ids of its process and its arguments, and
-//! two accounts: root with the group 6, and alice (1000) with the groups 1000 and `staff` (50).
-//! `agentbox-local import-accounts` builds them.
+//! two accounts: root with the group 6, and alice (1000) with the groups 1000 and `staff` (50). They bring a
+//! machine id and a random seed. `agentbox-local import-accounts` builds them.
 
 use std::time::{Duration, Instant};
 
@@ -12,12 +12,18 @@ use agentbox_contracts::files::{Archive, MakeDirectory, Read};
 
 use super::boxd::{boxd_of, exec};
 use super::{Subject, Violation, check, executions, files};
-use crate::{BoxConnector, BoxPhase, BoxSpec, ExitReason, FailureReason, Runtime, SecurityContext};
+use crate::{
+    BoxConnector, BoxPhase, BoxSpec, ExitReason, FailureReason, Runtime, RuntimeError,
+    SecurityContext,
+};
 
 type Outcome = Result<(), Violation>;
 
 /// The repository of the images.
 pub const IMAGE: &str = "agentbox.local/accounts";
+
+/// The content of the images' `/etc/machine-id`.
+const MACHINE_ID: &str = "0123456789abcdef0123456789abcdef\n";
 
 /// The images that the tests need in the cluster: each name, and its `config` object as JSON.
 #[must_use]
@@ -179,6 +185,88 @@ pub async fn files_and_executions_of_a_user_need_no_program_of_the_image<
     let run = executions::run_as(&boxd, "alice", &["/ids"]).await?;
     let output = run.as_ref().map(|(_, output)| output.as_str());
     check(output == Ok("1000:1000 50 1000\n"), || format!("{run:?}"))
+}
+
+/// # Errors
+/// When the driver does not meet the requirement.
+pub async fn boxes_share_no_machine_id_and_seed_of_their_image<D: Runtime + BoxConnector>(
+    s: &Subject<D>,
+) -> Outcome {
+    let mut ids = vec![MACHINE_ID.as_bytes().to_vec()];
+    for is_claimed in [true, true, false] {
+        let mut idle = spec(s, "root");
+        idle.command = None;
+        if is_claimed {
+            let address = s.run_warm(&idle).await?;
+            s.first.claim(&idle, 1, address).await?;
+        } else {
+            s.run(&idle).await?;
+        }
+        let boxd = boxd_of(s, &idle).await?;
+        let read = async |path: &str| files::read_as(&boxd, "", path, Read::default()).await;
+        let id = read("/etc/machine-id").await?;
+        let id = id.map_err(|code| Violation(format!("the machine id: {code}")))?;
+        check(id.len() == MACHINE_ID.len() && !ids.contains(&id), || {
+            format!("{id:?} after {ids:?}")
+        })?;
+        ids.push(id);
+        let seed = read("/var/lib/systemd/random-seed").await?;
+        check(seed.is_err(), || format!("the seed: {seed:?}"))?;
+    }
+    Ok(())
+}
+
+/// # Errors
+/// When the driver does not meet the requirement.
+pub async fn claimed_box_has_the_user_of_its_claim<D: Runtime + BoxConnector>(
+    s: &Subject<D>,
+) -> Outcome {
+    const ALICE: &str = "1000:1000 50 1000";
+    let of_alice = SecurityContext {
+        run_as_user: Some(1000),
+        ..Default::default()
+    };
+    let mut main = spec(s, "root");
+    let mut idle = spec(s, "root");
+    idle.command = None;
+    for asked in [&mut main, &mut idle] {
+        let address = s.run_warm(asked).await?;
+        asked.isolation.security_context = Some(of_alice.clone());
+        s.first.claim(asked, 1, address).await?;
+    }
+    let end = s.end_of(&main.id).await?;
+    check(end.exit_code == 0 && end.output == ALICE, || {
+        format!("the main command: {end:?}")
+    })?;
+    let boxd = boxd_of(s, &idle).await?;
+    for user in ["", "1000", "alice"] {
+        let run = executions::run_as(&boxd, user, &["/ids"]).await?;
+        let is_alice = matches!(&run, Ok((execution, output))
+            if execution.user == "alice" && output.trim_end() == ALICE);
+        check(is_alice, || format!("{user}: {run:?}"))?;
+    }
+    let refused = executions::run_as(&boxd, "root", &["/ids"]).await?;
+    check(refused.is_err(), || format!("as root: {refused:?}"))?;
+    let path = "/dev/shm/file";
+    let written = files::write(&boxd, "", path, files::atomic(), "content").await?;
+    files::succeeds(path, written)?;
+    let found = files::stat(&boxd, path).await?;
+    check((found.uid, found.gid) == (1000, 1000), || {
+        format!("{found:?}")
+    })?;
+    // A boxd that is not root can become no other user.
+    let other = spec(s, "alice");
+    let address = s.run_warm(&other).await?;
+    let mut asked = other;
+    asked.isolation.security_context = Some(SecurityContext {
+        run_as_user: Some(2000),
+        ..Default::default()
+    });
+    let refused = s.first.claim(&asked, 1, address).await;
+    check(
+        matches!(refused, Err(RuntimeError::NotClaimable(_))),
+        || format!("{refused:?}"),
+    )
 }
 
 /// The spec of a box of one of the images, with the image's command.

@@ -131,6 +131,8 @@ macro_rules! account_tests {
             accounts: image_user_has_its_own_groups_and_not_those_of_root,
             accounts: variables_of_the_image_do_not_configure_boxd,
             accounts: files_and_executions_of_a_user_need_no_program_of_the_image,
+            accounts: boxes_share_no_machine_id_and_seed_of_their_image,
+            accounts: claimed_box_has_the_user_of_its_claim,
             accounts: image_that_can_never_start_fails_soon_without_a_path_of_the_server,
             accounts: entrypoint_of_the_image_runs_with_its_cmd_if_it_is_requested,
             accounts: image_without_a_command_fails_if_its_entrypoint_is_requested,

@@ -2,14 +2,14 @@
 
 use agentbox_contracts::environment::Status;
 use agentbox_contracts::error::Error;
-use agentbox_contracts::pool::{MissReason, PoolUse};
+use agentbox_contracts::pool::PoolUse;
 
 use super::Environments;
 use crate::environment::creation::Creation;
 use crate::environment::record::Record;
-use crate::environment::store::ClaimOutcome;
+use crate::environment::store::{BoxNeed, ClaimOutcome};
 use crate::metrics;
-use crate::pool::matching::{best, claimable_clusters};
+use crate::pool::matching::{best, claimable_clusters, gives_user};
 
 impl Environments {
     /// Creates the environment of `creation` in a warm box, and configures the box. `None`: there is no
@@ -33,8 +33,13 @@ impl Environments {
         };
         let outcome = match clusters {
             Ok(clusters) => {
+                let need = match gives_user(request, &pool.spec) {
+                    true => BoxNeed::Root,
+                    false => BoxNeed::Any,
+                };
                 let store = &inner.store;
-                store.create_in_warm_box(creation, pool, &clusters).await?
+                let creating = store.create_in_warm_box(creation, pool, &clusters, need);
+                creating.await?
             }
             Err(reason) => {
                 creation.environment.pool = Some(PoolUse::miss(&pool.name, reason));
@@ -44,8 +49,8 @@ impl Environments {
         let claimed = match outcome {
             ClaimOutcome::Claimed(claimed) => *claimed,
             ClaimOutcome::Replayed(replayed) => return Ok(Some(*replayed)),
-            ClaimOutcome::Empty => {
-                creation.environment.pool = Some(PoolUse::miss(&pool.name, MissReason::Empty));
+            ClaimOutcome::Missed(reason) => {
+                creation.environment.pool = Some(PoolUse::miss(&pool.name, reason));
                 return Ok(None);
             }
         };

@@ -42,8 +42,24 @@ pub enum ClaimOutcome {
     Claimed(Box<Record>),
     /// The environment that was created with the idempotency key before.
     Replayed(Box<Record>),
-    /// The pool has no box that can be claimed.
-    Empty,
+    /// The pool has no box that can be claimed, for this reason.
+    Missed(MissReason),
+}
+
+/// The boxes of a pool that a create can claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BoxNeed {
+    Any,
+    /// Those whose boxd is root, so that the claim can give them another user.
+    Root,
+}
+
+/// The boxes of which a create takes one.
+#[derive(Clone, Copy)]
+struct WantedBox<'create> {
+    pool: &'create PoolRow,
+    clusters: &'create [String],
+    need: BoxNeed,
 }
 
 /// A box that was taken from its pool.
@@ -54,7 +70,8 @@ struct TakenBox {
 }
 
 impl Store {
-    /// Creates the environment of `creation` in a ready box of `pool` in one of `clusters`.
+    /// Creates the environment of `creation` in a ready box of `pool` in one of `clusters` that is one of
+    /// `need`.
     ///
     /// # Errors
     /// `QuotaExceeded`, `IdempotencyConflict`, or when the database fails.
@@ -63,8 +80,14 @@ impl Store {
         creation: &Creation,
         pool: &PoolRow,
         clusters: &[String],
+        need: BoxNeed,
     ) -> Result<ClaimOutcome, StoreError> {
-        create_in_warm_box(&self.database, &self.secret, creation, pool, clusters)
+        let wanted = WantedBox {
+            pool,
+            clusters,
+            need,
+        };
+        create_in_warm_box(&self.database, &self.secret, creation, wanted)
             .instrument(span!(INSERT environments))
             .await
     }
@@ -147,8 +170,7 @@ async fn create_in_warm_box(
     database: &DatabaseConnection,
     secret: &MasterSecret,
     creation: &Creation,
-    pool: &PoolRow,
-    clusters: &[String],
+    wanted: WantedBox<'_>,
 ) -> Result<ClaimOutcome, StoreError> {
     let owner = &creation.environment.owner;
     let transaction = begin(database).await?;
@@ -159,16 +181,17 @@ async fn create_in_warm_box(
     }
     let used = usage(&transaction, owner).await?;
     creation.quota.check(used, creation.quantities)?;
-    let mut taken = take_box(&transaction, pool, clusters, Locked::Skip).await?;
+    let mut taken = take_box(&transaction, wanted, Locked::Skip).await?;
     if taken.is_none() {
-        taken = take_box(&transaction, pool, clusters, Locked::Wait).await?;
+        taken = take_box(&transaction, wanted, Locked::Wait).await?;
     }
     let Some(taken) = taken else {
+        let reason = reason(&transaction, wanted).await?;
         transaction.rollback().await?;
-        return Ok(ClaimOutcome::Empty);
+        return Ok(ClaimOutcome::Missed(reason));
     };
     let mut claimed = creation.in_warm_box(taken.id, taken.cluster, taken.address);
-    claimed.environment.pool = Some(PoolUse::hit(&pool.name));
+    claimed.environment.pool = Some(PoolUse::hit(&wanted.pool.name));
     let created = insert(&transaction, secret, &claimed, Reservation::Reserved).await?;
     transaction.commit().await?;
     Ok(ClaimOutcome::Claimed(Box::new(created)))
@@ -184,10 +207,14 @@ enum Locked {
 /// Takes the oldest box of `pool` that is ready and alive (I1, I2).
 async fn take_box(
     transaction: &DatabaseTransaction,
-    pool: &PoolRow,
-    clusters: &[String],
+    wanted: WantedBox<'_>,
     locked: Locked,
 ) -> Result<Option<TakenBox>, StoreError> {
+    let WantedBox {
+        pool,
+        clusters,
+        need,
+    } = wanted;
     let lock = match locked {
         Locked::Skip => "SKIP LOCKED",
         Locked::Wait => "",
@@ -200,6 +227,7 @@ async fn take_box(
                 AND warm_boxes.status = 'ready'
                 AND warm_boxes.seen_at > now() - make_interval(secs => $3)
                 AND warm_boxes.cluster IN (SELECT jsonb_array_elements_text($4))
+                AND (warm_boxes.is_root OR NOT $5)
             ORDER BY warm_boxes.created_at LIMIT 1
             FOR UPDATE OF warm_boxes {lock}
          )
@@ -213,6 +241,7 @@ async fn take_box(
             pool.revision.into(),
             seconds(ALIVE_WITHIN),
             serde_json::to_value(clusters)?.into(),
+            (need == BoxNeed::Root).into(),
         ],
     );
     let Some(row) = transaction.query_one_raw(take).await? else {
@@ -235,4 +264,25 @@ async fn take_box(
             .parse()
             .map_err(|_| corrupt("id", format!("`{id}` is not an id")))?,
     }))
+}
+
+/// Why no box was taken: all ready boxes are ones that the claim cannot give the user, or there is none.
+async fn reason(
+    transaction: &DatabaseTransaction,
+    wanted: WantedBox<'_>,
+) -> Result<MissReason, StoreError> {
+    let WantedBox { pool, need, .. } = wanted;
+    if need == BoxNeed::Any {
+        return Ok(MissReason::Empty);
+    }
+    let others = statement(
+        "SELECT 1 FROM warm_boxes
+         WHERE pool = $1 AND revision = $2 AND status = 'ready' AND NOT is_root LIMIT 1",
+        [pool.name.as_str().into(), pool.revision.into()],
+    );
+    let others = transaction.query_one_raw(others).await?;
+    Ok(match others {
+        Some(_) => MissReason::SecurityContext,
+        None => MissReason::Empty,
+    })
 }

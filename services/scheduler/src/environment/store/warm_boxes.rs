@@ -220,7 +220,7 @@ impl Store {
         add.instrument(span!(INSERT warm_boxes)).await
     }
 
-    /// Records that a starting box runs. False: it is no longer starting.
+    /// Records that a starting box runs, and whether its boxd is known to be root. False: it is no longer starting.
     ///
     /// # Errors
     /// When the database fails.
@@ -229,16 +229,18 @@ impl Store {
         id: &EnvironmentId,
         address: SocketAddr,
         image_digest: Option<&str>,
+        is_root: bool,
     ) -> Result<bool, StoreError> {
         let ready = statement(
             "UPDATE warm_boxes SET status = 'ready', address = $2, image_digest = $3,
-                seen_at = now(), due_at = now() + make_interval(secs => $4)
+                is_root = $5, seen_at = now(), due_at = now() + make_interval(secs => $4)
              WHERE id = $1 AND status = 'starting'",
             [
                 id.as_str().into(),
                 address.to_string().into(),
                 image_digest.map(ToOwned::to_owned).into(),
                 seconds(OBSERVE_INTERVAL),
+                is_root.into(),
             ],
         );
         let ready = self.database.execute_raw(ready);

@@ -98,7 +98,7 @@ fn request_that_differs_in_a_fixed_property_misses_with_that_reason() {
             request(|r| {
                 r.isolation = isolation(|i| {
                     i.security_context = Some(SecurityContext {
-                        run_as_user: Some(1000),
+                        read_only_root_filesystem: Some(true),
                         ..SecurityContext::default()
                     });
                 });
@@ -148,6 +148,56 @@ fn pool_that_matches_is_chosen_before_the_closest_one() {
     let found = matched(&request(|_| {}), &[large(), gvisor()]);
     let expected = ("gvisor".to_owned(), Some(MissReason::RuntimeClass));
     assert_eq!(found, Some(expected), "it has the resources");
+}
+
+/// A security context with this `run_as_user`, changed by `change`.
+fn with_user(user: Option<u32>, change: impl FnOnce(&mut SecurityContext)) -> Option<Isolation> {
+    let mut context = SecurityContext {
+        run_as_user: user,
+        ..SecurityContext::default()
+    };
+    change(&mut context);
+    isolation(|i| i.security_context = Some(context))
+}
+
+#[test]
+fn claim_gives_a_user_to_a_box_that_may_be_root_and_nothing_else_of_the_context() {
+    let user = |user| with_user(user, |_| {});
+    let group = |user| with_user(user, |context| context.run_as_group = Some(1000));
+    let non_root = |user| with_user(user, |context| context.run_as_non_root = Some(true));
+    for (asked, given, is_match, gives) in [
+        (user(Some(1000)), None, true, true),
+        (user(Some(0)), None, true, true),
+        (user(Some(1000)), user(Some(0)), true, true),
+        (user(Some(1000)), user(Some(1000)), true, false),
+        (user(Some(65_536)), None, false, false),
+        (user(Some(1000)), user(Some(1001)), false, false),
+        (None, user(Some(0)), false, false),
+        (group(Some(1000)), None, false, false),
+        (group(Some(1000)), group(Some(0)), false, false),
+        (group(Some(1000)), group(Some(1000)), true, false),
+        (non_root(Some(1000)), None, false, false),
+        (non_root(Some(1000)), non_root(Some(1000)), true, false),
+    ] {
+        let request = request(|r| r.isolation.clone_from(&asked));
+        let pool = pool("python", |spec| spec.isolation.clone_from(&given));
+        let reason = (!is_match).then_some(MissReason::SecurityContext);
+        let found = matched(&request, std::slice::from_ref(&pool));
+        assert_eq!(found, Some(("python".to_owned(), reason)), "{asked:?}");
+        assert_eq!(gives_user(&request, &pool.spec), gives, "{asked:?}");
+    }
+}
+
+#[test]
+fn pool_with_the_user_of_the_request_is_chosen_first() {
+    let asked = with_user(Some(1000), |_| {});
+    let pools = [
+        pool("any", |_| {}),
+        pool("of-user", |spec| spec.isolation.clone_from(&asked)),
+    ];
+    let request = request(|r| r.isolation.clone_from(&asked));
+    let found = matched(&request, &pools);
+    assert_eq!(found, Some(("of-user".to_owned(), None)));
 }
 
 #[test]

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use agentbox_contracts::pool::{MissReason, PoolSource, PoolSpec, PoolUse};
 use agentbox_scheduler::environment::record::Record;
-use agentbox_scheduler::environment::store::{ClaimOutcome, PoolRow, WarmStatus, WarmWork};
+use agentbox_scheduler::environment::store::{
+    BoxNeed, ClaimOutcome, PoolRow, WarmStatus, WarmWork,
+};
 use agentbox_scheduler::environment::warm_claim::{CLAIM_GENERATION, WarmClaim};
 
 use super::*;
@@ -52,10 +54,15 @@ async fn starting_box(store: &Store, pool: &PoolRow) -> EnvironmentId {
 
 /// A box of `pool` that is ready, and counts as alive however long the test takes.
 pub async fn ready_box(database: &Database, pool: &PoolRow) -> EnvironmentId {
+    ready_box_of_root(database, pool, false).await
+}
+
+/// As [`ready_box`]; whether its boxd is root.
+async fn ready_box_of_root(database: &Database, pool: &PoolRow, is_root: bool) -> EnvironmentId {
     let store = &database.store;
     let id = starting_box(store, pool).await;
     let address = ADDRESS.parse().unwrap();
-    let ready = store.mark_warm_box_ready(&id, address, Some("sha256:1"));
+    let ready = store.mark_warm_box_ready(&id, address, Some("sha256:1"), is_root);
     assert!(ready.await.unwrap());
     let seen = "UPDATE warm_boxes SET seen_at = seen_at + interval '1 hour'";
     database.execute(&format!("{seen} WHERE id = '{id}'")).await;
@@ -65,10 +72,13 @@ pub async fn ready_box(database: &Database, pool: &PoolRow) -> EnvironmentId {
 async fn claim(store: &Store, pool: &PoolRow) -> Option<Record> {
     let creation = creation(&UserId::random(), request("claims"));
     let clusters = [CLUSTER.to_owned()];
-    let outcome = store.create_in_warm_box(&creation, pool, &clusters).await;
-    match outcome.unwrap() {
+    let outcome = store.create_in_warm_box(&creation, pool, &clusters, BoxNeed::Any);
+    match outcome.await.unwrap() {
         ClaimOutcome::Claimed(claimed) => Some(*claimed),
-        ClaimOutcome::Empty => None,
+        ClaimOutcome::Missed(reason) => {
+            assert_eq!(reason, MissReason::Empty);
+            None
+        }
         ClaimOutcome::Replayed(_) => panic!("the create has no idempotency key"),
     }
 }
@@ -208,6 +218,31 @@ async fn renewed_lease_keeps_a_starting_box_from_others_and_delays_no_drain() {
 }
 
 #[tokio::test]
+async fn claim_with_another_user_takes_only_a_box_of_root() {
+    let database = database().await;
+    let store = &database.store;
+    let pool = pool(store, "python").await;
+    let clusters = [CLUSTER.to_owned()];
+    let claim = async || {
+        let creation = creation(&UserId::random(), request("user"));
+        let outcome = store.create_in_warm_box(&creation, &pool, &clusters, BoxNeed::Root);
+        outcome.await.unwrap()
+    };
+    let missed = |outcome: &ClaimOutcome| match outcome {
+        ClaimOutcome::Missed(reason) => Some(*reason),
+        _ => None,
+    };
+    assert_eq!(missed(&claim().await), Some(MissReason::Empty));
+    ready_box(&database, &pool).await;
+    assert_eq!(missed(&claim().await), Some(MissReason::SecurityContext));
+    let of_root = ready_box_of_root(&database, &pool, true).await;
+    let ClaimOutcome::Claimed(claimed) = claim().await else {
+        panic!("the box of root is not claimed");
+    };
+    assert_eq!(claimed.environment.id, of_root);
+}
+
+#[tokio::test]
 async fn box_of_an_earlier_definition_or_another_cluster_is_not_claimed() {
     let database = database().await;
     let store = &database.store;
@@ -216,10 +251,11 @@ async fn box_of_an_earlier_definition_or_another_cluster_is_not_claimed() {
     let creation = creation(&UserId::random(), request("elsewhere"));
     let elsewhere = ["other".to_owned()];
     let outcome = store
-        .create_in_warm_box(&creation, &before, &elsewhere)
+        .create_in_warm_box(&creation, &before, &elsewhere, BoxNeed::Any)
         .await
         .unwrap();
-    assert!(matches!(outcome, ClaimOutcome::Empty), "{outcome:?}");
+    let is_empty = matches!(outcome, ClaimOutcome::Missed(MissReason::Empty));
+    assert!(is_empty, "{outcome:?}");
     // Another size of the pool keeps its boxes.
     assert!(!set(store, "python", &spec(2, 9)).await.unwrap());
     let resized = store.pools().await.unwrap().remove(0);
