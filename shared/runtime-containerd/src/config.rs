@@ -90,9 +90,6 @@ pub struct Config {
     /// is ended. Default 2048. 0: no check.
     #[serde(default = "storage_reserve_mib")]
     pub storage_reserve_mib: u64,
-    /// The nftables program. Default `nft`, looked for in the sbin directories too.
-    #[serde(default = "nft")]
-    pub nft: PathBuf,
     /// Seconds for one image pull. Default 120.
     #[serde(default = "defaults::image_pull_deadline_s")]
     pub image_pull_deadline_s: u64,
@@ -116,9 +113,6 @@ pub struct Config {
     pub connect_deadline_ms: u64,
 }
 
-fn nft() -> PathBuf {
-    PathBuf::from("nft")
-}
 const fn storage_reserve_mib() -> u64 {
     2_048
 }

@@ -14,11 +14,13 @@
 //! * I5. The tables stay when the last box is removed: deleting them could race with the next
 //!   box, and without them a box would be open.
 
+mod nftables;
 mod ruleset;
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -26,9 +28,9 @@ use agentbox_contracts::ErrorChain;
 use agentbox_contracts::ids::EnvironmentId;
 use agentbox_runtime::{NetworkPolicy, RuntimeError};
 use serde_json::Value;
-use tokio::io::AsyncWriteExt as _;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
+use nftables::NftablesError;
 use ruleset::Ruleset;
 
 use crate::config::Config;
@@ -41,19 +43,13 @@ const CONNTRACK: &str = "conntrack";
 
 #[derive(Debug, thiserror::Error)]
 pub enum FirewallError {
-    #[error("cannot run {program}")]
-    Start {
-        program: PathBuf,
-        source: std::io::Error,
-    },
     #[error("cannot restrict the neighbours of a box")]
     Namespace(#[source] std::io::Error),
-    #[error("a program did not finish within {0:?}")]
+    #[error("nftables did not finish within {0:?}")]
     Deadline(Duration),
-    /// With the program's own text.
-    #[error("a program failed: {0}")]
-    Refused(String),
-    #[error("nft did not print JSON")]
+    #[error(transparent)]
+    Nftables(#[from] NftablesError),
+    #[error("nftables did not list JSON")]
     Json(#[from] serde_json::Error),
 }
 
@@ -73,7 +69,6 @@ impl From<FirewallError> for RuntimeError {
 pub struct Firewall {
     ruleset: Ruleset,
     bridge: String,
-    nft: PathBuf,
     deadline: Duration,
 }
 
@@ -82,7 +77,6 @@ impl Firewall {
         Self {
             ruleset: Ruleset::new(config),
             bridge: config.bridge.clone(),
-            nft: config.nft.clone(),
             deadline: config.call_deadline(),
         }
     }
@@ -99,7 +93,9 @@ impl Firewall {
         match self.load(&script).await {
             // A killed process left the rules of the address's former box. That box is gone:
             // CNI gave the address to this one.
-            Err(FirewallError::Refused(message)) if message.contains("File exists") => {
+            Err(FirewallError::Nftables(NftablesError::Refused(message)))
+                if message.contains("File exists") =>
+            {
                 for former in self.boxes_at(network).await? {
                     let addresses = self.remove(&former, None).await?;
                     self.forget_connections(&addresses).await;
@@ -120,7 +116,9 @@ impl Firewall {
     ) -> Result<(), FirewallError> {
         let script = self.ruleset.rules_of_box(id, network, policy);
         match self.load(&script).await {
-            Err(FirewallError::Refused(_)) => self.install(id, network, policy).await,
+            Err(FirewallError::Nftables(NftablesError::Refused(_))) => {
+                self.install(id, network, policy).await
+            }
             outcome => outcome,
         }
     }
@@ -135,14 +133,18 @@ impl Firewall {
     /// every other next hop.
     pub async fn restrict_neighbours(&self, inside: &Inside) -> Result<(), FirewallError> {
         let rules = ruleset::one_neighbour(inside.gateway);
-        let mut nft = command(&self.nft, &["-f", "-"]);
         let (inside, subnet) = (inside.clone(), self.ruleset.subnet());
-        let child = namespace::enter(inside.namespace.clone(), move || {
-            routes::replace(&inside, subnet)?;
-            nft.spawn()
-        });
-        let child = child.await.map_err(FirewallError::Namespace)?;
-        self.finish(child, &self.nft, &rules).await.map(drop)
+        let namespace = inside.namespace.clone();
+        let restricted = async {
+            let turn = nftables::turn().await;
+            let restrict = move || {
+                routes::replace(&inside, subnet)?;
+                nftables::run_here(turn, &rules).map_err(io::Error::other)
+            };
+            namespace::enter(namespace, restrict).await
+        };
+        self.in_time(async { restricted.await.map_err(FirewallError::Namespace) })
+            .await
     }
 
     /// Removes a box's rules; from then on it reaches nothing. With `network` this needs no
@@ -187,15 +189,25 @@ impl Firewall {
 
     /// Best effort: without it the entries end by their own timeouts.
     async fn forget(&self, end: &str, address: &str) {
-        let arguments = ["-D", end, address];
-        match self.run_program(Path::new(CONNTRACK), &arguments, "").await {
-            Err(FirewallError::Refused(message)) if message.contains("0 flow entries") => {}
-            Err(error) => tracing::warn!(
-                error = %ErrorChain(&error),
+        let deleting = Command::new(CONNTRACK)
+            .args(["-D", end, address])
+            .env("PATH", search_path())
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let failure = match tokio::time::timeout(self.deadline, deleting).await {
+            Err(_) => format!("{CONNTRACK} did not finish within {:?}", self.deadline),
+            Ok(Err(error)) => ErrorChain(&error).to_string(),
+            Ok(Ok(output)) if output.status.success() => return,
+            Ok(Ok(output)) => String::from_utf8_lossy(&output.stderr).into_owned(),
+        };
+        if !failure.contains("0 flow entries") {
+            let error: String = failure.chars().take(1_000).collect();
+            tracing::warn!(
+                error,
                 address,
                 "could not delete the connections of a removed box"
-            ),
-            Ok(_) => {}
+            );
         }
     }
 
@@ -228,12 +240,11 @@ impl Firewall {
     async fn elements(&self) -> Result<ruleset::Elements, FirewallError> {
         let mut listed = Vec::new();
         for family in ["inet", "bridge"] {
-            match self
-                .run(&["-j", "list", "table", family, self.ruleset.table()], "")
-                .await
-            {
+            let table = self.ruleset.table();
+            match self.run(&format!("list table {family} {table}\n")).await {
                 Ok(json) => listed.push(serde_json::from_str::<Value>(&json)?),
-                Err(FirewallError::Refused(message)) if is_absent(&message) => {}
+                Err(FirewallError::Nftables(NftablesError::Refused(message)))
+                    if is_absent(&message) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -241,56 +252,20 @@ impl Firewall {
     }
 
     async fn load(&self, script: &str) -> Result<(), FirewallError> {
-        self.run(&["-f", "-"], script).await.map(drop)
+        self.run(script).await.map(drop)
     }
 
-    async fn run(&self, arguments: &[&str], input: &str) -> Result<String, FirewallError> {
-        self.run_program(&self.nft, arguments, input).await
-    }
-
-    async fn run_program(
-        &self,
-        program: &Path,
-        arguments: &[&str],
-        input: &str,
-    ) -> Result<String, FirewallError> {
-        let spawned = command(program, arguments).spawn();
-        let child = spawned.map_err(|source| FirewallError::Start {
-            program: program.to_owned(),
-            source,
-        })?;
-        self.finish(child, program, input).await
-    }
-
-    /// Gives a program its input, and returns its output.
-    async fn finish(
-        &self,
-        mut child: Child,
-        program: &Path,
-        input: &str,
-    ) -> Result<String, FirewallError> {
-        let stdin = child.stdin.take();
-        let exchange = async move {
-            if let Some(mut stdin) = stdin {
-                // nft reads all of its input first, conntrack none; the exit status reports an error.
-                let _ = stdin.write_all(input.as_bytes()).await;
-            }
-            child.wait_with_output().await
-        };
-        let output = tokio::time::timeout(self.deadline, exchange)
+    async fn run(&self, commands: &str) -> Result<String, FirewallError> {
+        self.in_time(async { Ok(nftables::run(commands).await?) })
             .await
-            .map_err(|_| FirewallError::Deadline(self.deadline))?
-            .map_err(|source| FirewallError::Start {
-                program: program.to_owned(),
-                source,
-            })?;
-        if output.status.success() {
-            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-        } else {
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            let text = format!("{}: {stderr}", program.display());
-            Err(FirewallError::Refused(text.chars().take(1_000).collect()))
-        }
+    }
+
+    async fn in_time<T>(
+        &self,
+        work: impl Future<Output = Result<T, FirewallError>>,
+    ) -> Result<T, FirewallError> {
+        let in_time = tokio::time::timeout(self.deadline, work).await;
+        in_time.unwrap_or(Err(FirewallError::Deadline(self.deadline)))
     }
 
     /// Lets the machine answer ARP for boxes. Boxes do not receive each other's frames, so that
@@ -315,18 +290,6 @@ impl Firewall {
             }
         }
     }
-}
-
-fn command(program: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .env("PATH", search_path())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    command
 }
 
 fn is_absent(message: &str) -> bool {
