@@ -187,16 +187,11 @@ impl Client {
 
     /// Creates an environment of an image that no registry has, and waits until it has failed.
     pub async fn create_with_unknown_image(&self) {
-        let id = self.begin_create_with_unknown_image().await;
-        self.wait_for_status(&id, "failed").await;
-    }
-
-    /// Creates an environment of an image that no registry has; gives its id.
-    pub async fn begin_create_with_unknown_image(&self) -> String {
         let mut body = small("unknown");
         body["image"] = UNKNOWN_IMAGE.into();
         let (_, reply) = self.begin_create(body).await;
-        reply["id"].as_str().unwrap().to_owned()
+        self.wait_for_status(reply["id"].as_str().unwrap(), "failed")
+            .await;
     }
 
     /// Defines a pool with one box of the size of [`small`].

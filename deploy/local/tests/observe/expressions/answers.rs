@@ -30,8 +30,8 @@ const PROCESSES: [&str; 6] = [
 ];
 /// The connections to Postgres of a replica, by service: the defaults of the configuration.
 const CONNECTIONS: [(&str, f64); 3] = [("auth", 8.0), ("scheduler", 16.0), ("webhooks", 4.0)];
-/// The kinds of sessions of the exec-proxy.
-const IDLE_KINDS: [&str; 5] = ["exec", "files", "executions", "port", "ports"];
+/// The kinds of sessions of the exec-proxy that are used in the window, and not open at its end.
+const IDLE_KINDS: [&str; 3] = ["exec", "files", "executions"];
 /// Longer than the interval of the comparisons of boxes and rows, 30 s, by a stall of the machine.
 const COMPARISON_S: f64 = 45.0;
 /// The timeout of an attempt to deliver a webhook, as the end of its bucket.
@@ -172,7 +172,7 @@ fn api(f: &Facts) -> Vec<Row> {
         "Open client connections" 0 {} => Between(2.0, 10.0);
         "Open streams" 0 { kind = "logs" } => Value(1.0);
         "Open streams" 0 { kind = "events" } => Value(1.0);
-        "Open streams" 0 { kind = "attach" } => Value(0.0);
+        "Open streams" 0 { kind = "file" } => Value(0.0);
         "Limits reached" 0 {} => Unknown("each request starts a trace, and the gateway bounds them by time");
         "Requests counted by one replica alone" 0 {} => EventsBetween(0.0, f.requests(all));
         "p95 of a stream" 0 { kind = "file" } => Between(0.0, f.quantile(0.95, is_content));
@@ -275,7 +275,7 @@ fn drivers(f: &Facts) -> Vec<Row> {
     let done = &f.done;
     let longest = bucket_end(done.longest());
     // The environment that is kept and the pool's box have each a tenth of a core, 64 and 96 MiB.
-    let (least, most) = (f.total_cores - 0.3, f.total_cores - 0.1);
+    let (least, most) = (f.total_cores - 0.31, f.total_cores - 0.09);
     let least_memory = f.total_memory - 2.0 * (64.0 + 96.0) * MIB;
     rows! {
         "Reachable clusters" 0 {} => Value(1.0);
@@ -334,6 +334,7 @@ fn executions(f: &Facts) -> Vec<Row> {
         "p95 of an operation on files" 0 { operation = "read" } => Between(0.0, p95_of_content);
         "Bytes of users" 0 { kind = "files", direction = "in" } => Events(done.uploaded_bytes().into());
         "Bytes of users" 0 { kind = "files", direction = "out" } => Events(done.downloaded_bytes().into());
+        "Bytes of users" 0 { kind = "executions", direction = "out" } => Events(output);
     };
     for kind in IDLE_KINDS {
         rows.extend(rows! { "Open sessions" 0 { kind = kind } => Value(0.0); });
@@ -352,7 +353,6 @@ fn streams(f: &Facts) -> Vec<Row> {
     rows! {
         "Open sessions by process" 0 { job = "agentbox-api-gateway" } => Value(1.0);
         "Open sessions by process" 0 { job = "agentbox-exec-proxy" } => Value(1.0);
-        "Open sessions by process" 0 { job = "agentbox-auth" } => Value(0.0);
         "Bytes of sessions" 0 { job = "agentbox-api-gateway", direction = "sent" } => EventsBetween(sent, sent + beside);
         "Bytes of sessions" 0 { job = "agentbox-api-gateway", direction = "received" } => EventsBetween(received, received + beside);
         "Bytes of sessions" 0 { job = "agentbox-exec-proxy", direction = "received" } => EventsBetween(sent, sent + beside);

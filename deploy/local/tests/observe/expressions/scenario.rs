@@ -157,18 +157,23 @@ impl<'a> Scenario<'a> {
         );
         let postgres = self.system.postgres.as_ref().unwrap();
         postgres.execute(&[&statement]).await.unwrap();
-        let mut unknown = Vec::new();
-        for _ in 0..UNKNOWN_IMAGES {
-            unknown.push(self.client.begin_create_with_unknown_image().await);
-        }
-        while begun.elapsed() < time {
-            self.round(&mut done).await;
-        }
-        for id in unknown {
-            self.client.wait_for_status(&id, "failed").await;
-            done.unknown_images += 1;
-            done.waits.push(begun.elapsed());
-        }
+        let pulls = async {
+            let mut waits = Vec::new();
+            for _ in 0..UNKNOWN_IMAGES {
+                let begun = Instant::now();
+                self.client.create_with_unknown_image().await;
+                waits.push(begun.elapsed());
+            }
+            waits
+        };
+        let rounds = async {
+            while begun.elapsed() < time {
+                self.round(&mut done).await;
+            }
+        };
+        let (waits, ()) = tokio::join!(pulls, rounds);
+        done.unknown_images += UNKNOWN_IMAGES;
+        done.waits.extend(waits);
         eventually("the orphan is gone", ORPHAN_DEADLINE, async || {
             first_process_of_box(&self.mark).is_none()
         })
