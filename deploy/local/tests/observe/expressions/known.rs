@@ -35,7 +35,7 @@ pub enum Known {
     EventsBetween(f64, f64),
     /// More than or equal to the first, and at most the second.
     Between(f64, f64),
-    /// No series is above this. One without an event in the window is not a number.
+    /// No series is above this, and one has a value: those without an event in the window are not numbers.
     EachAtMost(f64),
     /// What it shows does not happen in the scenario: no series, none above zero.
     Nothing,
@@ -160,9 +160,8 @@ impl Row {
                     .iter()
                     .map(|series| series.value)
                     .fold(f64::NAN, f64::max);
-                let is_wrong = highest > *most || highest < 0.0;
-                let expected = format!("each at most {most}");
-                (has_data && !is_wrong, expected, highest)
+                let is_right = (0.0..=*most).contains(&highest);
+                (is_right, format!("each at most {most}"), highest)
             }
             Known::Nothing => {
                 let is_right = !series.iter().any(|series| series.value.abs() > 0.0);
