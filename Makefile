@@ -108,6 +108,7 @@ test-cluster: test-build ## Test the Helm chart, and instances whose boxes run o
 # The first time, Jaeger and the trace collector are built from their sources.
 test-observe: test-build ## Test dashboards, rules, alerts and traces with Prometheus, Jaeger and a trace collector
 	$(TARGET)/debug/agentbox-local prepare --observe
+	@promtool check config --syntax-only deploy/observability/prometheus/prometheus.yml
 	@promtool check rules deploy/observability/prometheus/rules.yaml
 	@promtool test rules deploy/observability/prometheus/tests/*.yaml
 	@.ci/suites observe

@@ -5,6 +5,8 @@
 //! * I1. They listen on loopback alone.
 //! * I2. They keep what they store in the instance's directory; Jaeger keeps traces in memory.
 
+#[cfg(test)]
+mod deployment;
 mod rules;
 
 use std::collections::BTreeMap;

@@ -182,6 +182,9 @@ async fn pulls_reach_no_address_that_a_registry_names_and_images_are_counted() {
     let image = format!("{address}/team/good:1");
     let id = create(&api, "good", &image).await;
     api.wait_for_status(&id, "running").await;
+    // Of the pulls, the only one that succeeded.
+    let pulled = "agentbox_environment_stage_duration_seconds_count{stage=\"pulled\"}";
+    assert_eq!(metric(&system, pulled).await, 1.0);
     // The image has no program, and no variable of it is boxd's.
     let command = json!({ "command": ["nothing"] });
     let path = format!("/environments/{id}/exec");

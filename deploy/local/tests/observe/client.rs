@@ -1,16 +1,15 @@
-//! A client of the API that starts a trace with each request, and counts what it did.
+//! A client of the API that starts a trace with each request, and records what it sent.
 
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use agentbox_testing::System;
 use agentbox_testing::eventually_some;
-use reqwest::{Body, Method, RequestBuilder};
+use reqwest::{Body, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// The execs of a round.
-const EXECS: u32 = 10;
 /// An image that no registry has.
 pub const UNKNOWN_IMAGE: &str = "no-such-image-of-ours:1";
 /// The bytes of the file of a round.
@@ -21,6 +20,21 @@ pub struct Client {
     base: String,
     credentials: Value,
     pub token: String,
+    /// The answered requests.
+    sent: Mutex<Vec<Sent>>,
+}
+
+/// A request that was answered.
+#[derive(Clone, Debug)]
+pub struct Sent {
+    pub method: String,
+    /// The template of its route.
+    pub route: String,
+    pub status: u16,
+    /// Until the whole answer was read.
+    pub took: Duration,
+    /// Whether it had a token that is checked: a login ignores it.
+    pub is_authenticated: bool,
 }
 
 /// The ids of the trace that a request starts, and of the caller's span in it.
@@ -44,19 +58,6 @@ impl Trace {
     }
 }
 
-/// What a client did.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Done {
-    pub logins: u32,
-    pub creates: u32,
-    pub execs: u32,
-    pub uploads: u32,
-    pub downloads: u32,
-    pub executions: u32,
-    /// The longest exec, as the client saw it.
-    pub longest_exec: Duration,
-}
-
 impl Client {
     pub async fn login(system: &System) -> Self {
         let mut client = Self {
@@ -67,27 +68,86 @@ impl Client {
                 "password": system.admin.password,
             }),
             token: String::new(),
+            sent: Mutex::default(),
         };
         client.token = client.new_token().await;
         client
     }
 
-    async fn new_token(&self) -> String {
+    /// The requests that were answered since the last call.
+    pub fn take_sent(&self) -> Vec<Sent> {
+        std::mem::take(&mut *self.sent.lock().unwrap())
+    }
+
+    /// Logs in once more.
+    pub async fn new_token(&self) -> String {
         let login = Some(self.credentials.clone());
         let (_, reply) = self.ask(Method::POST, "/auth/login", login).await;
         reply["token"].as_str().unwrap().to_owned()
+    }
+
+    /// Tries to log in with a wrong password.
+    pub async fn refused_login(&self) {
+        let mut body = self.credentials.clone();
+        body["password"] = "not-the-password".into();
+        self.refused(Method::POST, "/auth/login", Some(body), 401)
+            .await;
     }
 
     fn request(&self, method: Method, path: &str, trace: &Trace) -> RequestBuilder {
         let request = self
             .http
             .request(method, format!("{}{path}", self.base))
-            .timeout(REQUEST_TIMEOUT)
             .header("traceparent", trace.header());
         match self.token.as_str() {
             "" => request,
             token => request.bearer_auth(token),
         }
+    }
+
+    /// Sends a request, reads the whole answer and records it.
+    async fn answer(&self, request: RequestBuilder) -> (StatusCode, Vec<u8>) {
+        let request = request.timeout(REQUEST_TIMEOUT).build().unwrap();
+        let (method, url) = (request.method().to_string(), request.url().clone());
+        let has_token = request.headers().contains_key("authorization");
+        let begun = Instant::now();
+        let response = self.http.execute(request).await.unwrap();
+        let status = response.status();
+        let body = response.bytes().await.unwrap();
+        self.sent.lock().unwrap().push(Sent {
+            method,
+            route: route_of(url.path()),
+            status: status.as_u16(),
+            took: begun.elapsed(),
+            is_authenticated: has_token && !url.path().ends_with("/auth/login"),
+        });
+        (status, body.to_vec())
+    }
+
+    async fn succeeded(&self, request: RequestBuilder, path: &str) -> Vec<u8> {
+        let (status, body) = self.answer(request).await;
+        let text = String::from_utf8_lossy(&body);
+        assert!(status.is_success(), "{path}: {status} {text}");
+        body
+    }
+
+    /// Sends a request that must be answered with this status.
+    pub async fn refused(&self, method: Method, path: &str, body: Option<Value>, wanted: u16) {
+        let mut request = self.request(method, path, &Trace::new());
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let (status, body) = self.answer(request).await;
+        let text = String::from_utf8_lossy(&body);
+        assert_eq!(status.as_u16(), wanted, "{path}: {text}");
+    }
+
+    /// Follows a stream of events, which is open as long as the response is kept. It is not recorded.
+    pub async fn follow(&self, path: &str) -> Response {
+        let request = self.request(Method::GET, path, &Trace::new());
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status(), 200, "{path}");
+        response
     }
 
     /// Sends a request that must succeed; gives its trace and the answer, null if it is not JSON.
@@ -97,14 +157,14 @@ impl Client {
         if let Some(body) = body {
             request = request.json(&body);
         }
-        let text = succeeded(request, path).await;
+        let text = self.succeeded(request, path).await;
         (trace, serde_json::from_slice(&text).unwrap_or_default())
     }
 
     /// Sends a request while a part of the system is missing: any answer is right, also none.
     pub async fn attempt(&self, path: &str, body: &Value) {
         let request = self.request(Method::POST, path, &Trace::new());
-        let _ = request.json(body).send().await;
+        let _ = request.timeout(REQUEST_TIMEOUT).json(body).send().await;
     }
 
     /// Creates an environment and waits until it runs; gives the trace of the create and the id.
@@ -136,9 +196,15 @@ impl Client {
 
     /// Defines a pool with one box of the size of [`small`].
     pub async fn set_pool(&self, name: &str, image: &str) {
+        self.set_pool_of(name, image, &small(name)["resources"])
+            .await;
+    }
+
+    /// Defines a pool with one box of this size.
+    pub async fn set_pool_of(&self, name: &str, image: &str, resources: &Value) {
         let body = json!({
             "image": image,
-            "resources": small(name)["resources"],
+            "resources": resources,
             "min_ready": 1,
             "max_ready": 1,
         });
@@ -177,8 +243,13 @@ impl Client {
     }
 
     pub async fn exec(&self, id: &str) -> Trace {
+        self.exec_of(id, &["true"]).await
+    }
+
+    /// Runs this command, which must succeed.
+    pub async fn exec_of(&self, id: &str, command: &[&str]) -> Trace {
         let path = format!("/environments/{id}/exec");
-        let body = json!({ "command": ["true"] });
+        let body = json!({ "command": command });
         let (trace, reply) = self.ask(Method::POST, &path, Some(body)).await;
         assert_eq!(reply["exit_code"], 0, "{reply}");
         trace
@@ -189,7 +260,8 @@ impl Client {
         let path = format!("/environments/{id}/files/content?path=/tmp/file");
         let content = vec![b'x'; FILE_BYTES as usize];
         let request = self.request(Method::PUT, &path, &trace);
-        succeeded(request.body(Body::from(content)), &path).await;
+        self.succeeded(request.body(Body::from(content)), &path)
+            .await;
         trace
     }
 
@@ -197,44 +269,50 @@ impl Client {
         let trace = Trace::new();
         let path = format!("/environments/{id}/files/content?path=/tmp/file");
         let request = self.request(Method::GET, &path, &trace);
-        let content = succeeded(request, &path).await;
+        let content = self.succeeded(request, &path).await;
         assert_eq!(content.len(), FILE_BYTES as usize);
         trace
     }
 
-    /// Starts an execution and waits until it has exited.
-    async fn execution(&self, id: &str) {
+    /// Starts an execution; gives the path of it.
+    pub async fn begin_execution(&self, id: &str, command: &[&str]) -> String {
         let path = format!("/environments/{id}/executions");
-        let body = json!({ "command": ["true"] });
+        let body = json!({ "command": command });
         let (_, started) = self.ask(Method::POST, &path, Some(body)).await;
-        let path = format!("{path}/{}", started["id"].as_str().unwrap());
+        format!("{path}/{}", started["id"].as_str().unwrap())
+    }
+
+    /// Starts an execution, waits until it has exited, and gives its standard output.
+    pub async fn execution(&self, id: &str, command: &[&str]) -> Vec<u8> {
+        let path = self.begin_execution(id, command).await;
         eventually_some("the execution has exited", DEADLINE, async || {
             let (_, reply) = self.ask(Method::GET, &path, None).await;
             (reply["status"] == "exited").then_some(())
         })
         .await;
+        let path = format!("{path}/output?stream=stdout");
+        let request = self.request(Method::GET, &path, &Trace::new());
+        self.succeeded(request, &path).await
     }
+}
 
-    /// Does everything once, and most things several times.
-    pub async fn round(&self, done: &mut Done) {
-        self.new_token().await;
-        done.logins += 1;
-        let (_, id) = self.create("round").await;
-        done.creates += 1;
-        for _ in 0..EXECS {
-            let begun = Instant::now();
-            self.exec(&id).await;
-            done.longest_exec = done.longest_exec.max(begun.elapsed());
-            done.execs += 1;
-        }
-        self.upload(&id).await;
-        done.uploads += 1;
-        self.download(&id).await;
-        done.downloads += 1;
-        self.execution(&id).await;
-        done.executions += 1;
-        self.delete(&id).await;
-    }
+/// The template of the route with this path.
+fn route_of(path: &str) -> String {
+    let mut before = "";
+    let template = |part| {
+        // The name of a collection precedes an id.
+        let shown = match before {
+            "environments" => "{id}",
+            "executions" => "{execution}",
+            "pools" => "{pool}",
+            "users" => "{user}",
+            _ => part,
+        };
+        before = part;
+        shown
+    };
+    let parts: Vec<&str> = path.split('/').map(template).collect();
+    parts.join("/")
 }
 
 /// The request for a small environment without a command.
@@ -244,13 +322,4 @@ pub fn small(name: &str) -> Value {
         "image": "busybox",
         "resources": { "cpu": "100m", "memory": "64Mi", "storage": "64Mi" },
     })
-}
-
-async fn succeeded(request: RequestBuilder, path: &str) -> Vec<u8> {
-    let response = request.send().await.unwrap();
-    let status = response.status();
-    let body = response.bytes().await.unwrap();
-    let text = String::from_utf8_lossy(&body);
-    assert!(status.is_success(), "{path}: {status} {text}");
-    body.to_vec()
 }

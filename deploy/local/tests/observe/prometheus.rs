@@ -22,11 +22,22 @@ pub struct Series {
 }
 
 impl Series {
-    /// Whether it has these labels; an absent label has the empty value.
-    pub fn has(&self, labels: &[(&str, &str)]) -> bool {
-        labels
-            .iter()
-            .all(|(name, value)| self.labels.get(*name).map_or("", String::as_str) == *value)
+    pub fn new(labels: &[(&str, &str)], value: f64) -> Self {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        Self {
+            labels: labels.iter().map(owned).collect(),
+            value,
+        }
+    }
+
+    /// The value of a label; empty if it is absent.
+    pub fn label(&self, name: &str) -> &str {
+        self.labels.get(name).map_or("", String::as_str)
+    }
+
+    /// Whether it has these labels.
+    pub fn has(&self, labels: &[(&str, String)]) -> bool {
+        labels.iter().all(|(name, value)| self.label(name) == value)
     }
 }
 
@@ -35,7 +46,6 @@ impl Series {
 pub struct Rule {
     pub name: String,
     pub query: String,
-    pub is_alert: bool,
 }
 
 /// Seconds since the epoch.
@@ -97,7 +107,6 @@ impl Prometheus {
                 Rule {
                     name: rule["name"].as_str().unwrap().to_owned(),
                     query: rule["query"].as_str().unwrap().to_owned(),
-                    is_alert: rule["type"] == "alerting",
                 }
             })
             .collect()
