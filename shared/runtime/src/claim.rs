@@ -138,8 +138,8 @@ mod tests {
     use tokio::io::AsyncReadExt as _;
 
     use super::*;
-    use crate::{NetworkPolicy, SecurityContext};
     use crate::conformance::example_spec;
+    use crate::{NetworkPolicy, SecurityContext};
 
     fn words(words: &[&str]) -> Vec<String> {
         words.iter().map(|word| (*word).to_owned()).collect()

@@ -205,9 +205,6 @@ mod tests {
             assert!(text.contains("syntax error"), "{text}");
             assert_eq!(text.matches("syntax error").count(), 1, "{text}");
         }
-        assert!(matches!(
-            run("a\0b").await,
-            Err(NftablesError::ZeroByte(_))
-        ));
+        assert!(matches!(run("a\0b").await, Err(NftablesError::ZeroByte(_))));
     }
 }

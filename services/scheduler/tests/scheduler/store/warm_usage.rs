@@ -1,6 +1,6 @@
 //! What the boxes of a pool count for.
 
-use agentbox_scheduler::environment::store::ClaimOutcome;
+use agentbox_scheduler::environment::store::{BoxNeed, ClaimOutcome};
 use chrono::TimeDelta;
 
 use super::warm_boxes::{CLUSTER, pool, ready_box};
@@ -32,7 +32,12 @@ async fn warm_box_counts_in_the_quota_and_the_usage_of_its_owner_since_the_claim
         storage: Some(wanted.quantities.storage),
     };
     let clusters = [CLUSTER.to_owned()];
-    let create = async || store.create_in_warm_box(&wanted, &pool, &clusters).await;
+    let create = async || {
+        let need = BoxNeed::Any;
+        store
+            .create_in_warm_box(&wanted, &pool, &clusters, need)
+            .await
+    };
     let claimed = match create().await.unwrap() {
         ClaimOutcome::Claimed(claimed) => *claimed,
         outcome => panic!("{outcome:?}"),
