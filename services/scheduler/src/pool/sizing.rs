@@ -1,7 +1,7 @@
 //! How many boxes a pool keeps ready, and which it starts and removes for that. Pure.
 //!
 //! * I1. A pool starts no box while a failed start postpones the next one, and never more than
-//!   [`MAX_STARTING`] at a time.
+//!   [`MAX_STARTING`] at a time; one at a time while half of it is ready, because starts slow claims down.
 //! * I2. A box of another revision, or of an image that has changed, is removed; the others only while
 //!   enough remain.
 
@@ -106,12 +106,16 @@ pub fn resize(
         drain.push(oldest.id.clone());
     }
     let is_postponed = pool.retry_at.is_some_and(|at| at > now);
+    let at_a_time = match ready >= target.div_ceil(2) {
+        true => 1,
+        false => MAX_STARTING,
+    };
     let start = if is_postponed {
         0
     } else {
         target
             .saturating_sub(have)
-            .min(MAX_STARTING.saturating_sub(starting))
+            .min(at_a_time.saturating_sub(starting))
     };
     Resize {
         target,

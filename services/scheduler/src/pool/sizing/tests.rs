@@ -88,6 +88,8 @@ fn missing_boxes_are_started_a_few_at_a_time() {
         (&[Ready, Ready], &[], (0, 0)),
         (&[Ready, Ready], &[8], (4, 0)),
         (&[Ready, Starting, Starting, Starting], &[8], (1, 0)),
+        (&[Ready, Ready, Ready, Ready], &[8], (1, 0)),
+        (&[Ready, Ready, Ready, Ready, Starting], &[8], (0, 0)),
     ] {
         let found = sizes(&pool(2, 8), &boxes(statuses), demand);
         assert_eq!(found, expected, "{statuses:?} {demand:?}");
