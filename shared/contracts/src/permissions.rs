@@ -206,6 +206,7 @@ pub fn for_user(user: &str) -> Option<Permissions> {
     ]);
     Some(match user {
         "api-gateway" => base
+            .serve(user, user)
             .publish([
                 format!("{PREFIX}.rpc.auth.>"),
                 format!("{PREFIX}.rpc.scheduler.>"),
@@ -223,6 +224,7 @@ pub fn for_user(user: &str) -> Option<Permissions> {
             // Auth's own actions are entries of its database, so it publishes none.
             .publish([
                 format!("{PREFIX}.rpc.scheduler.delete-owned"),
+                format!("{PREFIX}.rpc.api-gateway.>"),
                 AUDIT_HEAD.to_owned(),
                 DEAD_AUDIT.to_owned(),
             ])
