@@ -215,7 +215,7 @@ mod tests {
             }
             let replies = user["permissions"].get("allow_responses").is_some();
             let name = user["user"].as_str().unwrap();
-            let serves = !["api-gateway", PROVISIONER, EVENT_READER].contains(&name);
+            let serves = ![PROVISIONER, EVENT_READER].contains(&name);
             assert_eq!(replies, serves, "{user}");
         }
         assert_eq!(conf["jetstream"]["sync_interval"], "always");

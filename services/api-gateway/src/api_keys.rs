@@ -15,7 +15,7 @@ use crate::edge::path::KeyParameter;
 use crate::edge::query::page;
 use crate::edge::{Answer, Caller, Json, Path, Query};
 use crate::lookup;
-use crate::state::{AUTH_DEADLINE, Gateway};
+use crate::state::{AUTH_DEADLINE, CREDENTIAL_CHANGE_DEADLINE, Gateway};
 
 /// Checks the permissions of a new key. Its creator must see each environment; an environment
 /// that the creator may not see is reported as not found, whether it exists or not.
@@ -193,7 +193,7 @@ pub(crate) async fn revoke(
     };
     gateway
         .bus
-        .call::<rpc::RevokeKey>(&request, AUTH_DEADLINE)
+        .call::<rpc::RevokeKey>(&request, CREDENTIAL_CHANGE_DEADLINE)
         .await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -10,7 +10,7 @@ use crate::edge::admit::{Caller, Counted};
 use crate::edge::error::ApiError;
 use crate::edge::{Answer, Json};
 use crate::rate_limit::{CallerKey, Category};
-use crate::state::{AUTH_DEADLINE, Gateway};
+use crate::state::{AUTH_DEADLINE, CREDENTIAL_CHANGE_DEADLINE, Gateway};
 
 /// Log in
 ///
@@ -63,7 +63,7 @@ pub(crate) async fn me(
     State(gateway): State<Gateway>,
     Caller(principal): Caller,
 ) -> Answer<axum::Json<UserBody>> {
-    // Auth has read it to authenticate this request.
+    // Auth has read it to confirm the credential.
     if let Some(user) = principal.to_user() {
         return Ok(axum::Json(user.into()));
     }
@@ -87,7 +87,10 @@ pub(crate) async fn logout(
 ) -> Answer<StatusCode> {
     gateway
         .bus
-        .call::<rpc::Logout>(&rpc::LogoutRequest { principal }, AUTH_DEADLINE)
+        .call::<rpc::Logout>(
+            &rpc::LogoutRequest { principal },
+            CREDENTIAL_CHANGE_DEADLINE,
+        )
         .await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -112,7 +115,7 @@ pub(crate) async fn change_password(
     };
     gateway
         .bus
-        .call::<rpc::ChangePassword>(&request, AUTH_DEADLINE)
+        .call::<rpc::ChangePassword>(&request, CREDENTIAL_CHANGE_DEADLINE)
         .await?;
     Ok(StatusCode::NO_CONTENT)
 }

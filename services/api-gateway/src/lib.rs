@@ -1,7 +1,8 @@
 //! The only public face of AgentBox: REST, server-sent events, WebSocket.
 //!
 //! A request passes these steps: limits of the edge → authentication and rate limit, at the same
-//! time → authorization (pure) → one call on the bus → answer.
+//! time → authorization (pure) → one call on the bus → answer. While the gateway holds a lease, it authenticates
+//! most requests by what auth has confirmed before ([`principal`]).
 //!
 //! * I1. The gateway owns nothing durable; the route mirror is a hint.
 //! * I2. Every route is authorized by [`authorize::authorize`], before its handler runs.
@@ -59,6 +60,7 @@ pub use router::document as openapi_document;
 
 use edge::server;
 use edge::slots::Slots;
+use principal::lease;
 use rate_limit::flood::FloodLimiter;
 use state::{AppState, Gateway};
 
@@ -92,6 +94,12 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
     let mirror = bus.mirror_routes();
     let gateway = AppState::new(config, bus, mirror.table(), draining, shutdown.clone());
 
+    let forgetting = lease::listen(&gateway).await?;
+    let stop = shutdown.clone();
+    tasks.spawn("credential-changes", async move {
+        Ok(forgetting.run(stop).await?)
+    });
+    tasks.spawn("credential-lease", lease::run(gateway.clone()));
     let stop = shutdown.clone();
     tasks.spawn("routes", async move {
         mirror.run(stop).await;

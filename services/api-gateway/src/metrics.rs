@@ -61,6 +61,12 @@ agentbox_metrics::metrics! {
         [],
         "Requests counted by this replica alone, because the message bus did not count them",
     );
+    static CALLERS_IDENTIFIED: Counter<1> = Counter::new(
+        "agentbox_callers_identified_total",
+        Unit::Count,
+        [Label::one_of("source", &["auth", "memory"])],
+        "Requests with a token or an API key, by the source of their caller: auth, or what auth confirmed before",
+    );
     static CONNECTIONS: Gauge = Gauge::new(
         "agentbox_http_connections",
         Unit::Count,
@@ -125,6 +131,11 @@ pub(crate) fn rate_limited(category: &'static str) {
 /// Counts a request that the bus did not count.
 pub(crate) fn counted_locally() {
     COUNTED_LOCALLY.add(1, NO_LABELS);
+}
+
+/// Counts a token or key that auth was asked for (`auth`), or that it has confirmed before (`memory`).
+pub(crate) fn caller_identified(source: &'static str) {
+    CALLERS_IDENTIFIED.add(1, [source]);
 }
 
 /// Counts that a limit of this replica was reached.

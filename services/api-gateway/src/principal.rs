@@ -1,25 +1,30 @@
 //! Identifies the caller of a request, and counts the request against the caller's limit.
 //!
-//! * I1. Auth decides on every request; nothing here makes a credential valid.
+//! * I1. Auth decides whether a credential is valid. Its answer is repeated only while the gateway holds a
+//!   lease, which every change of a credential waits for ([`confirmed`], [`lease`]). A ticket, and the
+//!   credential of an open stream, are asked for each time.
 //! * I2. A caller is counted under its user, so that several keys share one limit. A request
 //!   without a valid credential is counted under the client's address.
 //! * I3. A JWT with an invalid signature is refused here and costs auth nothing.
 
+pub(crate) mod confirmed;
 pub(crate) mod credential;
+pub(crate) mod lease;
 pub(crate) mod signature;
-pub(crate) mod token_subject;
 
-use agentbox_contracts::error::{Error, ErrorCode};
+use agentbox_contracts::error::Error;
 use agentbox_contracts::identity::Principal;
 use agentbox_contracts::identity::rpc::{Authenticate, AuthenticateRequest, Secret};
 
 use crate::authorize::unauthorized;
 use crate::edge::client_address::ClientAddress;
+use crate::metrics;
 use crate::rate_limit::{CallerKey, Category, RateLimitStatus};
 use crate::state::{AUTH_DEADLINE, Gateway};
+use confirmed::{Known, Subject};
 use credential::{Credentials, TicketUse};
+use lease::boot_time;
 use signature::Verdict;
-use token_subject::CachedSubject;
 
 /// The parts of a request that identify its caller.
 pub(crate) struct AuthAttempt {
@@ -52,9 +57,21 @@ pub(crate) async fn identify(
             );
         }
     };
-    let known = match gateway.token_subjects.get(&token) {
-        Some(CachedSubject::User(user)) => Some(CallerKey::user(&user)),
-        Some(CachedSubject::Rejected) => Some(by_address.clone()),
+    let Known {
+        subject,
+        caller,
+        asked,
+    } = gateway.confirmed_tokens.get(&token, boot_time());
+    if let Some(caller) = caller {
+        metrics::caller_identified("memory");
+        return (
+            count(&CallerKey::user(&caller.user)).await,
+            Ok(Some(caller)),
+        );
+    }
+    let known = match subject {
+        Some(Subject::User(user)) => Some(CallerKey::user(&user)),
+        Some(Subject::Rejected) => Some(by_address.clone()),
         None => match gateway.signatures.verify(&gateway.bus, &token).await {
             Verdict::Signed(user) => Some(CallerKey::user(&user)),
             Verdict::Forged => {
@@ -71,18 +88,8 @@ pub(crate) async fn identify(
             (count(&key_of(&outcome, by_address)).await, outcome)
         }
     };
-    cache_subject(gateway, &token, &outcome);
+    gateway.confirmed_tokens.insert(&token, &outcome, asked);
     (rate_limit, outcome.map(Some))
-}
-
-/// Stores the subject of a token, so that the next request with it is counted while auth is asked.
-fn cache_subject(gateway: &Gateway, token: &Secret, outcome: &Result<Principal, Error>) {
-    let subject = match outcome {
-        Ok(principal) => CachedSubject::User(principal.user.clone()),
-        Err(error) if error.code == ErrorCode::Unauthorized => CachedSubject::Rejected,
-        Err(_) => return,
-    };
-    gateway.token_subjects.insert(token, subject);
 }
 
 /// The key of the authenticated user, or `otherwise` if authentication failed.
@@ -100,6 +107,7 @@ async fn call_auth(gateway: &Gateway, request: AuthenticateRequest) -> Result<Pr
 }
 
 async fn authenticate(gateway: &Gateway, token: &Secret) -> Result<Principal, Error> {
+    metrics::caller_identified("auth");
     let request = AuthenticateRequest::Bearer {
         token: token.clone(),
     };
@@ -120,7 +128,7 @@ async fn redeem(gateway: &Gateway, ticket: Secret, opens: TicketUse) -> Result<P
 /// Asks auth for the current state of a stream's caller.
 ///
 /// # Errors
-/// [`ErrorCode::Unauthorized`] when its credential is no longer valid; any other error means
+/// Unauthorized when its credential is no longer valid; any other error means
 /// that auth could not decide.
 pub(crate) async fn revalidate(
     gateway: &Gateway,

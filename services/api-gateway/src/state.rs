@@ -20,13 +20,16 @@ use crate::memory::{
 use crate::metrics;
 use crate::ports::rate::ByteRates;
 use crate::previews::visits::Visits;
+use crate::principal::confirmed::ConfirmedTokens;
 use crate::principal::signature::Signatures;
-use crate::principal::token_subject::TokenSubjectCache;
 use crate::rate_limit::{Limiter, Limits};
 use crate::shares::{Exceeded, Share, Shares};
 
 /// How long auth may take to answer. It includes the check of a password, which is slow.
 pub(crate) const AUTH_DEADLINE: Duration = Duration::from_secs(3);
+/// How long auth may take to change a credential. It also waits, for at most 2 s, until no gateway repeats what
+/// auth has confirmed before.
+pub(crate) const CREDENTIAL_CHANGE_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the scheduler may take to answer.
 pub(crate) const SCHEDULER_DEADLINE: Duration = Duration::from_secs(5);
 /// How long webhooks may take to answer.
@@ -57,7 +60,7 @@ pub(crate) struct AppState {
     pub routes: RouteTable,
     pub limiter: Limiter,
     pub signatures: Signatures,
-    pub token_subjects: TokenSubjectCache,
+    pub confirmed_tokens: ConfirmedTokens,
     pub usage: UsageCache,
     /// Cancelled when this replica stops taking new connections.
     pub draining: CancellationToken,
@@ -113,7 +116,7 @@ impl AppState {
             routes,
             limiter,
             signatures: Signatures::default(),
-            token_subjects: TokenSubjectCache::default(),
+            confirmed_tokens: ConfirmedTokens::default(),
             usage: UsageCache::default(),
             draining_streams: shutdown.child_token(),
             draining,

@@ -11,7 +11,7 @@ use axum::http::StatusCode;
 use crate::edge::path::UserParameter;
 use crate::edge::query::page;
 use crate::edge::{Answer, Caller, Json, Path, Query};
-use crate::state::{AUTH_DEADLINE, Gateway};
+use crate::state::{AUTH_DEADLINE, CREDENTIAL_CHANGE_DEADLINE, Gateway};
 
 /// Create a user
 ///
@@ -112,7 +112,7 @@ pub(crate) async fn patch(
     };
     let user = gateway
         .bus
-        .call::<rpc::PatchUser>(&request, AUTH_DEADLINE)
+        .call::<rpc::PatchUser>(&request, CREDENTIAL_CHANGE_DEADLINE)
         .await?;
     Ok(axum::Json(user.into()))
 }
@@ -134,7 +134,7 @@ pub(crate) async fn delete(
     };
     gateway
         .bus
-        .call::<rpc::DeleteUser>(&request, AUTH_DEADLINE)
+        .call::<rpc::DeleteUser>(&request, CREDENTIAL_CHANGE_DEADLINE)
         .await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,7 +1,9 @@
-//! Authentication: the principal of a credential. The gateway asks for every public request.
+//! Authentication: the principal of a credential. The gateway asks for each public request whose credential it
+//! may not answer for under its lease ([`crate::gateway_lease`]).
 //!
 //! * I1. Postgres decides each time, in one indexed query. So a credential that any replica has
 //!   revoked is refused at once. Only the signature of a token, which cannot change, is verified once.
+//!   A table that decides, and that is new, needs the triggers of migration `m0009_gateway_leases`.
 //! * I2. The error for a refused credential depends on its kind, not on the reason.
 //! * I3. A text that cannot be a credential costs no query.
 

@@ -7,7 +7,8 @@ use agentbox_contracts::audit::rpc::ListAudit;
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::rpc::{
     Authenticate, ChangePassword, CreateKey, CreateUser, DeleteUser, GetKey, GetUser, IssueTicket,
-    ListKeys, ListUsers, Login, Logout, PatchUser, PublicKeys, PublicKeysReply, Ready, RevokeKey,
+    ListKeys, ListUsers, Login, Logout, PatchUser, PublicKeys, PublicKeysReply, Ready,
+    ReleaseLease, RenewLease, RevokeKey,
 };
 use agentbox_contracts::preview::rpc::{CreatePreview, DeletePreview, ListPreviews, OpenPreview};
 use agentbox_contracts::rpc::Empty;
@@ -17,6 +18,7 @@ use sea_orm::DatabaseConnection;
 use crate::api_key::ApiKeys;
 use crate::audit;
 use crate::authenticate::Authenticator;
+use crate::gateway_lease::GatewayLeases;
 use crate::login::Logins;
 use crate::preview::Previews;
 use crate::signing_key::Keyring;
@@ -33,6 +35,7 @@ pub struct Auth {
     pub api_keys: ApiKeys,
     pub tickets: Arc<Tickets>,
     pub previews: Previews,
+    pub gateway_leases: GatewayLeases,
     pub keyring: Arc<Keyring>,
 }
 
@@ -40,6 +43,22 @@ impl Auth {
     async fn public_keys(&self) -> Result<PublicKeysReply, Error> {
         let keys = self.keyring.jwks(Utc::now()).await?;
         Ok(PublicKeysReply { keys })
+    }
+
+    /// Makes a change that may alter what auth has confirmed of a credential, and waits until it is in force on
+    /// every gateway.
+    ///
+    /// # Errors
+    /// Those of the change.
+    async fn in_force<T>(
+        &self,
+        change: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let outcome = change.await;
+        if !outcome.as_ref().is_err_and(has_changed_nothing) {
+            self.gateway_leases.settle().await;
+        }
+        outcome
     }
 
     /// Succeeds when this replica can serve requests.
@@ -63,19 +82,25 @@ pub fn register(server: Server, auth: &Arc<Auth>) -> Server {
             a.authenticator.authenticate(r).await
         })
         .on_shared::<Login, _, _, _>(auth, async |a, r| a.logins.login(r).await)
-        .on_shared::<Logout, _, _, _>(auth, async |a, r| a.logins.logout(r).await.map(empty))
+        .on_shared::<Logout, _, _, _>(auth, async |a, r| {
+            a.in_force(a.logins.logout(r)).await.map(empty)
+        })
         .on_shared::<ChangePassword, _, _, _>(auth, async |a, r| {
-            a.users.change_password(r).await.map(empty)
+            a.in_force(a.users.change_password(r)).await.map(empty)
         })
         .on_shared::<GetUser, _, _, _>(auth, async |a, r| a.users.get(&r.id).await)
         .on_shared::<CreateUser, _, _, _>(auth, async |a, r| a.users.create(r).await)
         .on_shared::<ListUsers, _, _, _>(auth, async |a, r| a.users.list(r).await)
-        .on_shared::<PatchUser, _, _, _>(auth, async |a, r| a.users.patch(r).await)
-        .on_shared::<DeleteUser, _, _, _>(auth, async |a, r| a.users.delete(r).await.map(empty))
+        .on_shared::<PatchUser, _, _, _>(auth, async |a, r| a.in_force(a.users.patch(r)).await)
+        .on_shared::<DeleteUser, _, _, _>(auth, async |a, r| {
+            a.in_force(a.users.delete(r)).await.map(empty)
+        })
         .on_shared::<CreateKey, _, _, _>(auth, async |a, r| a.api_keys.create(r).await)
         .on_shared::<ListKeys, _, _, _>(auth, async |a, r| a.api_keys.list(r).await)
         .on_shared::<GetKey, _, _, _>(auth, async |a, r| a.api_keys.get(r).await)
-        .on_shared::<RevokeKey, _, _, _>(auth, async |a, r| a.api_keys.revoke(r).await.map(empty))
+        .on_shared::<RevokeKey, _, _, _>(auth, async |a, r| {
+            a.in_force(a.api_keys.revoke(r)).await.map(empty)
+        })
         .on_shared::<IssueTicket, _, _, _>(auth, async |a, r| a.tickets.issue(r).await)
         .on_shared::<CreatePreview, _, _, _>(auth, async |a, r| a.previews.create(r).await)
         .on_shared::<ListPreviews, _, _, _>(auth, async |a, r| a.previews.list(r).await)
@@ -86,8 +111,24 @@ pub fn register(server: Server, auth: &Arc<Auth>) -> Server {
             a.previews.open(r, &a.authenticator).await
         })
         .on_shared::<ListAudit, _, _, _>(auth, async |a, r| audit::list(&a.database, r).await)
+        .on_shared::<RenewLease, _, _, _>(auth, async |a, r| a.gateway_leases.renew(r).await)
+        .on_shared::<ReleaseLease, _, _, _>(auth, async |a, r| {
+            a.gateway_leases.release(r).await.map(empty)
+        })
         .on_shared::<PublicKeys, _, _, _>(auth, async |a, _| a.public_keys().await)
         .on_shared::<Ready, _, _, _>(auth, async |a, _| a.ready().await.map(empty))
+}
+
+/// Whether a change was refused. After every other error it may have been made: its commit was not confirmed,
+/// or an earlier request made it whose caller got no answer, and nothing is left to be found.
+const fn has_changed_nothing(error: &Error) -> bool {
+    matches!(
+        error.code,
+        ErrorCode::Validation
+            | ErrorCode::Forbidden
+            | ErrorCode::Conflict
+            | ErrorCode::InvalidCredentials
+    )
 }
 
 fn empty((): ()) -> Empty {

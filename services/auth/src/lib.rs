@@ -5,7 +5,8 @@
 //! and authorizes no route: the gateway does.
 //!
 //! * I1. Postgres holds all state: any replica may be killed at any line, and a credential
-//!   that one replica revokes is refused by all.
+//!   that one replica revokes is refused by all, and by all gateways once the revocation is answered
+//!   ([`gateway_lease`]).
 //! * I2. No password, token, key or ticket is stored, logged or traced in the clear.
 
 mod api_key;
@@ -13,6 +14,7 @@ mod audit;
 mod authenticate;
 mod config;
 mod entity;
+mod gateway_lease;
 mod handlers;
 mod health;
 mod login;
@@ -115,6 +117,7 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
         api_keys: api_key::ApiKeys::new(database.clone(), secret.clone(), config.keys_per_user),
         tickets,
         previews: preview::Previews::new(database.clone(), secret),
+        gateway_leases: gateway_lease::GatewayLeases::new(database.clone(), context.bus.clone()),
         keyring: keyring.clone(),
     });
 

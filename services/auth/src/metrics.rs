@@ -67,6 +67,18 @@ agentbox_metrics::metrics! {
         [OUTCOME],
         "Notifications of the scheduler about deleted users, by outcome",
     );
+    static SETTLE_DURATION: Histogram = Histogram::new(
+        "agentbox_auth_change_settle_duration_seconds",
+        Unit::Seconds,
+        [],
+        "How long a change of credentials waited until no gateway repeated what it had confirmed before",
+    );
+    static LEASES_EXPIRED: Counter = Counter::new(
+        "agentbox_auth_gateway_leases_expired_total",
+        Unit::Count,
+        [],
+        "Leases of gateways that did not answer a change of credentials until the lease had run out",
+    );
 }
 
 pub fn describe() {
@@ -109,6 +121,14 @@ pub fn audit_chained(entries: usize) {
 
 pub fn deletion_notified(ok: bool) {
     DELETIONS.add(1, [outcome(ok)]);
+}
+
+pub fn change_settled(took: Duration) {
+    SETTLE_DURATION.record(took.as_secs_f64(), NO_LABELS);
+}
+
+pub fn gateway_lease_expired() {
+    LEASES_EXPIRED.add(1, NO_LABELS);
 }
 
 const fn outcome(ok: bool) -> &'static str {

@@ -8,6 +8,7 @@ mod m0005_audit_chain;
 mod m0006_ticket_resources;
 mod m0007_previews;
 mod m0008_user_limits;
+mod m0009_gateway_leases;
 
 use sea_orm_migration::{MigrationTrait, MigratorTrait, async_trait};
 
@@ -25,6 +26,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0006_ticket_resources::Migration),
             Box::new(m0007_previews::Migration),
             Box::new(m0008_user_limits::Migration),
+            Box::new(m0009_gateway_leases::Migration),
         ]
     }
 }

@@ -9,7 +9,7 @@ use agentbox_contracts::dead_letter::{DeadLetter, DeadLetterContent};
 use agentbox_contracts::environment::{EnvironmentEvent, Route};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::ids::{EnvironmentId, InstanceId};
-use agentbox_contracts::rpc::{ClusterRpc, Rpc, SessionRpc};
+use agentbox_contracts::rpc::{ClusterRpc, InstanceRpc, Rpc, SessionRpc};
 use agentbox_contracts::subjects;
 use async_nats::jetstream;
 use serde::Serialize;
@@ -133,6 +133,21 @@ impl Bus {
     ) -> Result<R::Reply, Error> {
         self.require_connection()?;
         let subject = subjects::rpc(R::SERVICE, R::METHOD);
+        rpc::call(&self.inner.replies, subject, request, deadline).await
+    }
+
+    /// Calls one process of a service and waits for its reply, for at most `deadline`.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub async fn call_instance<R: InstanceRpc>(
+        &self,
+        instance: &InstanceId,
+        request: &R::Request,
+        deadline: Duration,
+    ) -> Result<R::Reply, Error> {
+        self.require_connection()?;
+        let subject = subjects::instance_rpc(R::SERVICE, instance, R::METHOD);
         rpc::call(&self.inner.replies, subject, request, deadline).await
     }
 

@@ -94,7 +94,12 @@ pub(crate) fn record_error(span: &Span) {
 /// few values.
 pub(crate) fn method(subject: &str) -> String {
     match Subject::parse(subject) {
-        Some(Subject::Rpc { service, method }) => format!("{service}.{method}"),
+        Some(
+            Subject::Rpc { service, method }
+            | Subject::InstanceRpc {
+                service, method, ..
+            },
+        ) => format!("{service}.{method}"),
         Some(Subject::ExecRpc { method, .. }) => format!("exec.{method}"),
         _ => "other".to_owned(),
     }

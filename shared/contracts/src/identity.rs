@@ -1,6 +1,7 @@
 //! Identity: users, logins, API keys, tickets, and auth's RPCs.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -279,6 +280,10 @@ pub struct ApiKey {
     pub management: bool,
 }
 
+/// How long a gateway that has renewed its lease may answer from what auth has confirmed before. A
+/// revocation waits for that long, and a margin, for a gateway that does not answer.
+pub const CREDENTIAL_LEASE: Duration = Duration::from_millis(1_500);
+
 pub mod rpc {
     //! Auth's RPCs. The gateway's `authorize` decides which caller may use them. Auth
     //! enforces the rules that need its tables: ownership of keys, the last admin.
@@ -287,7 +292,8 @@ pub mod rpc {
         ApiKey, ApiKeyId, Credential, DateTime, Deserialize, EnvironmentId, EnvironmentPermission,
         Principal, Role, Serialize, TicketAction, TicketResource, User, UserId, UserLimits, Utc,
     };
-    use crate::rpc::{Empty, rpc};
+    use crate::ids::InstanceId;
+    use crate::rpc::{Empty, InstanceRpc, rpc};
 
     /// A token, password or ticket. `Debug` does not print it.
     #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -480,6 +486,18 @@ pub mod rpc {
         pub keys: Vec<serde_json::Value>,
     }
 
+    /// The process of the gateway that holds a lease.
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    pub struct LeaseRequest {
+        pub gateway: InstanceId,
+    }
+
+    /// The state of all credentials: another number means that some may have changed.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+    pub struct CredentialRevision {
+        pub revision: i64,
+    }
+
     rpc!(
         /// `Unauthorized` when the credential is not valid, for any reason.
         Authenticate: "auth", "authenticate", AuthenticateRequest => Principal
@@ -499,4 +517,22 @@ pub mod rpc {
     rpc!(IssueTicket: "auth", "issue-ticket", TicketRequest => TicketReply);
     rpc!(PublicKeys: "auth", "public-keys", Empty => PublicKeysReply);
     rpc!(Ready: "auth", "ready", Empty => Empty);
+    rpc!(
+        /// The lease lasts [`super::CREDENTIAL_LEASE`] from before the request was sent.
+        RenewLease: "auth", "renew-lease", LeaseRequest => CredentialRevision
+    );
+    rpc!(
+        /// Ends a lease of which the gateway makes no use any more, so that no revocation waits for it.
+        ReleaseLease: "auth", "release-lease", LeaseRequest => Empty
+    );
+
+    /// Auth asks each gateway with a lease to forget what it has confirmed before this revision.
+    pub struct ForgetCredentials;
+
+    impl InstanceRpc for ForgetCredentials {
+        const SERVICE: &'static str = "api-gateway";
+        const METHOD: &'static str = "forget-credentials";
+        type Request = CredentialRevision;
+        type Reply = Empty;
+    }
 }

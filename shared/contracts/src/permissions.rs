@@ -51,13 +51,16 @@ pub const INBOX: &str = "_INBOX";
 
 /// How long after a request its reply is permitted. It is longer than a server works on a request.
 const REPLY_WITHIN: &str = "3m";
+/// The same for the gateway, which serves requests that take no time. The NATS server remembers for that long
+/// each message with a reply subject that it has delivered, and so each event that the gateway reads.
+const GATEWAY_REPLY_WITHIN: &str = "5s";
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Permissions {
     pub publish: Vec<String>,
     pub subscribe: Vec<String>,
-    /// Whether the user may send one reply to each request that it receives.
-    pub replies: bool,
+    /// How long the user may send one reply to each request that it receives; `None`: it may not.
+    pub replies_within: Option<&'static str>,
 }
 
 impl Permissions {
@@ -123,7 +126,10 @@ impl Permissions {
         let mut permissions = self
             .publish([confirmation(service)])
             .subscribe([format!("{PREFIX}.rpc.{rpc}.>"), "$SRV.>".to_owned()]);
-        permissions.replies = true;
+        permissions.replies_within = Some(match service {
+            "api-gateway" => GATEWAY_REPLY_WITHIN,
+            _ => REPLY_WITHIN,
+        });
         permissions
     }
 
@@ -134,8 +140,8 @@ impl Permissions {
             "publish": { "allow": self.publish },
             "subscribe": { "allow": self.subscribe },
         });
-        if self.replies {
-            permissions["allow_responses"] = json!({ "max": 1, "expires": REPLY_WITHIN });
+        if let Some(expires) = self.replies_within {
+            permissions["allow_responses"] = json!({ "max": 1, "expires": expires });
         }
         permissions
     }
@@ -206,6 +212,7 @@ pub fn for_user(user: &str) -> Option<Permissions> {
     ]);
     Some(match user {
         "api-gateway" => base
+            .serve(user, user)
             .publish([
                 format!("{PREFIX}.rpc.auth.>"),
                 format!("{PREFIX}.rpc.scheduler.>"),
@@ -223,6 +230,7 @@ pub fn for_user(user: &str) -> Option<Permissions> {
             // Auth's own actions are entries of its database, so it publishes none.
             .publish([
                 format!("{PREFIX}.rpc.scheduler.delete-owned"),
+                format!("{PREFIX}.rpc.api-gateway.>"),
                 AUDIT_HEAD.to_owned(),
                 DEAD_AUDIT.to_owned(),
             ])
@@ -405,7 +413,7 @@ mod tests {
     fn event_reader_publishes_only_about_its_own_consumer() {
         let reader = event_reader("billing");
         assert_eq!(reader.subscribe, ["_INBOX_billing.>"]);
-        assert!(!reader.replies);
+        assert_eq!(reader.replies_within, None);
         for subject in &reader.publish {
             let is_own = ["CREATE", "DELETE", "INFO", "MSG.NEXT"].iter().any(|verb| {
                 let own = format!("$JS.API.CONSUMER.{verb}.{EVENTS_STREAM}.billing");

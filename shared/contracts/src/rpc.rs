@@ -18,6 +18,15 @@ pub trait Rpc {
     type Reply: Serialize + DeserializeOwned + Send + Sync + 'static;
 }
 
+/// One method that each process of a service serves for itself, on the subject
+/// `abx.v1.rpc.<service>.<instance>.<method>`.
+pub trait InstanceRpc {
+    const SERVICE: &'static str;
+    const METHOD: &'static str;
+    type Request: Serialize + DeserializeOwned + Send + Sync + 'static;
+    type Reply: Serialize + DeserializeOwned + Send + Sync + 'static;
+}
+
 /// One method that the exec-proxies of each cluster serve, on the subject
 /// `abx.v1.rpc.exec.<cluster>.<method>`.
 pub trait ClusterRpc {

@@ -64,6 +64,12 @@ pub fn rpc(service: &str, method: &str) -> String {
     format!("{PREFIX}.rpc.{service}.{method}")
 }
 
+/// `abx.v1.rpc.<service>.<instance>.<method>`: one process serves it.
+#[must_use]
+pub fn instance_rpc(service: &str, instance: &InstanceId, method: &str) -> String {
+    format!("{PREFIX}.rpc.{service}.{instance}.{method}")
+}
+
 /// `abx.v1.rpc.exec.<cluster>.<method>`: each exec-proxy serves one cluster.
 #[must_use]
 pub fn exec_rpc(cluster: &str, method: &str) -> String {
@@ -183,6 +189,11 @@ pub enum Subject {
         cluster: String,
         method: String,
     },
+    InstanceRpc {
+        service: String,
+        instance: InstanceId,
+        method: String,
+    },
     Command {
         cluster: String,
         op: String,
@@ -221,6 +232,9 @@ impl Subject {
         match self {
             Self::Rpc { service, method } => rpc(service, method),
             Self::ExecRpc { method, .. } => exec_rpc("{cluster}", method),
+            Self::InstanceRpc {
+                service, method, ..
+            } => format!("{PREFIX}.rpc.{service}.{{instance}}.{method}"),
             Self::Command { .. } => format!("{PREFIX}.cmd.env.{{cluster}}.{{op}}.{{id}}"),
             Self::Event { kind, .. } => format!("{PREFIX}.evt.env.{{owner}}.{{id}}.{kind}"),
             Self::Audit { action } => audit(*action),
@@ -244,6 +258,11 @@ impl Subject {
         Some(match tokens.as_slice() {
             ["rpc", "exec", cluster, method] => Self::ExecRpc {
                 cluster: (*cluster).to_owned(),
+                method: (*method).to_owned(),
+            },
+            ["rpc", service, instance, method] => Self::InstanceRpc {
+                service: (*service).to_owned(),
+                instance: instance.parse().ok()?,
                 method: (*method).to_owned(),
             },
             ["rpc", service, method] => Self::Rpc {
@@ -308,6 +327,14 @@ mod tests {
                 Subject::ExecRpc {
                     cluster: "local".into(),
                     method: "open".into(),
+                },
+            ),
+            (
+                instance_rpc("api-gateway", &instance, "forget"),
+                Subject::InstanceRpc {
+                    service: "api-gateway".into(),
+                    instance: instance.clone(),
+                    method: "forget".into(),
                 },
             ),
             (
@@ -382,6 +409,7 @@ mod tests {
             "abx.v1.",
             "abx.v1.rpc",
             "abx.v1.rpc..x",
+            "abx.v1.rpc.api-gateway.nope.x",
             "abx.v1.dlq",
             "abx.v2.rpc.a.b",
             "abx.v1.evt.env.nope.nope.running",

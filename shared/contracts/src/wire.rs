@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::environment::{EnvironmentEvent, EventKind, Route};
 use crate::exec::rpc::{ArchiveOutput, BoxSession, GetActivity, GetExecutions, GetUsage};
-use crate::rpc::{ClusterRpc, Rpc, SessionRpc};
+use crate::rpc::{ClusterRpc, InstanceRpc, Rpc, SessionRpc};
 use crate::{audit, environment, error, identity, pool, preview, registry, subjects, webhook};
 
 const ENV: &str = "env-0123456789abcdef";
@@ -47,6 +47,12 @@ fn rpc<R: Rpc>(messages: &mut Messages, request: Value, reply: Value) {
 fn cluster_rpc<R: ClusterRpc>(messages: &mut Messages, request: Value, reply: Value) {
     message::<R::Request>(messages, &format!("exec.{} request", R::METHOD), request);
     message::<R::Reply>(messages, &format!("exec.{} reply", R::METHOD), reply);
+}
+
+fn instance_rpc<R: InstanceRpc>(messages: &mut Messages, request: Value, reply: Value) {
+    let name = format!("{}.{}", R::SERVICE, R::METHOD);
+    message::<R::Request>(messages, &format!("{name} request"), request);
+    message::<R::Reply>(messages, &format!("{name} reply"), reply);
 }
 
 fn environment_request() -> Value {
@@ -190,8 +196,9 @@ fn scheduler_rpcs_match_snapshot() {
 #[test]
 fn auth_rpcs_match_snapshot() {
     use identity::rpc::{
-        Authenticate, ChangePassword, CreateKey, CreateUser, DeleteUser, GetKey, GetUser,
-        IssueTicket, ListKeys, ListUsers, Login, Logout, PatchUser, PublicKeys, Ready, RevokeKey,
+        Authenticate, ChangePassword, CreateKey, CreateUser, DeleteUser, ForgetCredentials, GetKey,
+        GetUser, IssueTicket, ListKeys, ListUsers, Login, Logout, PatchUser, PublicKeys, Ready,
+        ReleaseLease, RenewLease, RevokeKey,
     };
     let mut m = Messages::new();
     rpc::<Authenticate>(&mut m, json!({"bearer": {"token": "secret"}}), principal());
@@ -242,6 +249,10 @@ fn auth_rpcs_match_snapshot() {
     rpc::<IssueTicket>(&mut m, issue, json!({"ticket": "secret", "expires_at": AT}));
     rpc::<PublicKeys>(&mut m, json!({}), json!({"keys": [{"kty": "OKP"}]}));
     rpc::<Ready>(&mut m, json!({}), json!({}));
+    let lease = json!({"gateway": "inst-0123456789abcdef"});
+    rpc::<RenewLease>(&mut m, lease.clone(), json!({"revision": 7}));
+    rpc::<ReleaseLease>(&mut m, lease, json!({}));
+    instance_rpc::<ForgetCredentials>(&mut m, json!({"revision": 7}), json!({}));
     let list = json!({"user": USER, "action": "exec", "target": ENV, "since": AT, "until": AT,
         "limit": 10, "offset": 20});
     let chained = json!({"sequence": 7, "hash": "00ff", "entry": audit_entry()});
@@ -380,6 +391,7 @@ fn subjects_match_snapshot() {
     let built = [
         subjects::rpc("auth", "login"),
         subjects::exec_rpc("local", BoxSession::METHOD),
+        subjects::instance_rpc("api-gateway", &instance, "forget-credentials"),
         command.clone(),
         subjects::event(&owner, &id, EventKind::Running),
         subjects::audit(audit::AuditAction::Exec),

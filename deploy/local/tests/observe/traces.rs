@@ -45,10 +45,10 @@ async fn attach(system: &System, client: &Client, id: &str) -> Trace {
     trace
 }
 
-/// The spans of a request that reaches a box by this call of boxd.
-fn in_box(call: &str) -> [(&str, &str); 4] {
+/// The spans of a request that reaches a box by this call of boxd. Whether the gateway also asks auth depends
+/// on its lease.
+fn in_box(call: &str) -> [(&str, &str); 3] {
     [
-        ("auth", "serve auth.authenticate"),
         ("exec-proxy", "serve exec.open"),
         ("exec-proxy", call),
         ("boxd", call),
@@ -58,8 +58,7 @@ fn in_box(call: &str) -> [(&str, &str); 4] {
 const RUN: &str = "agentbox.boxd.v1.Boxd/Run";
 const FILES: &str = "agentbox.boxd.v1.Boxd/Files";
 const EXECUTIONS: &str = "agentbox.boxd.v1.Boxd/Executions";
-const CREATE: [(&str, &str); 3] = [
-    ("auth", "serve auth.authenticate"),
+const CREATE: [(&str, &str); 2] = [
     ("api-gateway", "request scheduler.create"),
     ("scheduler", "serve scheduler.create"),
 ];

@@ -86,6 +86,10 @@ async fn expect_all_refused(admin: &Caller, id: &str, may_time_out: bool) {
     let exec = json!({"command": ["true"]});
     let path = format!("/environments/{id}");
     let (run, logs) = (format!("{path}/exec"), format!("{path}/logs"));
+    eventually("the lease of the gateway has run out", async || {
+        (admin.get("/auth/me").await.status != 200).then_some(())
+    })
+    .await;
     repeat_until_below(MAX_DELAY, async || {
         let begun = Instant::now();
         let (me, get, list, create, exec, logs, login) = tokio::join!(

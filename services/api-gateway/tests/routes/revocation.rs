@@ -35,6 +35,31 @@ async fn revocation_of_every_kind_holds_for_the_next_request_on_every_replica() 
 }
 
 #[tokio::test]
+async fn changed_record_is_read_by_the_next_request_on_every_replica() {
+    let admin = admin().await;
+    let user = crate::support::caller::new_user_with_role(admin, "user").await;
+    let path = format!("/users/{}", user.id);
+    for change in 0..5 {
+        for gateway in 0..admin.gateways() {
+            // The second one is answered from memory, mostly.
+            for _ in 0..2 {
+                let me = user.caller.get_on(gateway, "/auth/me").await;
+                me.expect_status(200);
+            }
+        }
+        let email = format!("{}-{change}@example.com", user.username);
+        admin
+            .patch(&path, &json!({"email": email}))
+            .await
+            .expect_status(200);
+        for gateway in 0..admin.gateways() {
+            let me = user.caller.get_on(gateway, "/auth/me").await;
+            assert_eq!(me.expect_status(200)["email"], email.as_str(), "{gateway}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn logout_ends_streams() {
     repeat_until_below(END_DEADLINE, async || {
         let idle = idle().await;

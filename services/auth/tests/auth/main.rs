@@ -12,6 +12,7 @@ mod api_keys;
 mod audit;
 mod deletions;
 mod failures;
+mod gateway_leases;
 mod housekeeping;
 mod logins;
 mod previews;

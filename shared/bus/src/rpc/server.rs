@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use agentbox_contracts::ErrorChain;
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::rpc::{ClusterRpc, Rpc};
+use agentbox_contracts::ids::InstanceId;
+use agentbox_contracts::rpc::{ClusterRpc, InstanceRpc, Rpc};
 use agentbox_contracts::subjects;
 use async_nats::Subscriber;
 use bytes::Bytes;
@@ -81,6 +82,17 @@ impl Server {
     {
         let state = state.clone();
         self.on::<R, _, _>(move |request| handler(state.clone(), request))
+    }
+
+    /// Serves `R` with `handler`, for one process.
+    #[must_use]
+    pub fn on_instance<R: InstanceRpc, F, Fut>(self, instance: &InstanceId, handler: F) -> Self
+    where
+        F: Fn(R::Request) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<R::Reply, Error>> + Send + 'static,
+    {
+        let subject = subjects::instance_rpc(R::SERVICE, instance, R::METHOD);
+        self.on_subject(subject, handler)
     }
 
     /// Serves `R` with `handler`, for one cluster.

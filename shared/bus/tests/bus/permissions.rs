@@ -20,7 +20,7 @@ const HEAD: &str = "\
 
 The test `rights_match_the_table` tries every line with the credential of every user. It writes this
 file if `AGENTBOX_WRITE` is set. P: may publish. S: may subscribe. A reply to a received request is
-permitted to auth, scheduler, exec-proxy and webhooks, and not listed.
+permitted to api-gateway, auth, scheduler, exec-proxy and webhooks, and not listed.
 ";
 
 /// The text above the second table.
@@ -82,6 +82,7 @@ fn literal_subjects() -> Vec<String> {
         "abx.v1.rpc.scheduler.record-activity",
         "abx.v1.rpc.exec.probe.probe",
         "abx.v1.rpc.webhooks.probe",
+        "abx.v1.rpc.api-gateway.probe.probe",
         "abx.v1.cmd.env.probe.probe.probe",
         "abx.v1.evt.env.probe.probe",
         "abx.v1.evt.audit.head",
@@ -135,6 +136,7 @@ fn wildcards() -> Vec<String> {
         "abx.v1.rpc.scheduler.>",
         "abx.v1.rpc.exec.>",
         "abx.v1.rpc.webhooks.>",
+        "abx.v1.rpc.api-gateway.>",
         "abx.v1.cmd.>",
         "abx.v1.evt.>",
         "abx.v1.sess.>",

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use agentbox_bus::Bus;
 use agentbox_contracts::error::{Error, ErrorCode};
-use agentbox_contracts::rpc::ClusterRpc;
+use agentbox_contracts::ids::InstanceId;
+use agentbox_contracts::rpc::{ClusterRpc, InstanceRpc};
 use agentbox_contracts::subjects::{self, HEADER_DEADLINE};
 use agentbox_testing::{TestNats, repeat_until_below};
 use async_nats::HeaderMap;
@@ -29,6 +30,16 @@ struct Echo;
 impl ClusterRpc for Echo {
     const METHOD: &'static str = "echo";
     type Request = u64;
+    type Reply = u64;
+}
+
+/// Asks one gateway for its number.
+struct Number;
+
+impl InstanceRpc for Number {
+    const SERVICE: &'static str = "api-gateway";
+    const METHOD: &'static str = "number";
+    type Request = ();
     type Reply = u64;
 }
 
@@ -130,6 +141,33 @@ async fn reply_and_error_reach_the_caller_unchanged() {
         .await;
     assert_eq!(unreadable.unwrap_err().code, ErrorCode::BadRequest);
     served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn request_to_one_process_is_answered_by_it() {
+    let nats = TestNats::shared().await.unwrap();
+    let auth = connect(&nats, "auth").await;
+    let shutdown = CancellationToken::new();
+    let mut gateways = Vec::new();
+    for number in 1..=2_u64 {
+        let bus = connect(&nats, "api-gateway").await;
+        let server = bus
+            .serve("api-gateway")
+            .on_instance::<Number, _, _>(bus.instance(), move |()| async move { Ok(number) })
+            .listen()
+            .await
+            .unwrap();
+        tokio::spawn(server.run(shutdown.clone()));
+        gateways.push((bus, number));
+    }
+    for (bus, number) in &gateways {
+        let asked = auth.call_instance::<Number>(bus.instance(), &(), DEADLINE);
+        assert_eq!(asked.await, Ok(*number));
+    }
+    let nobody = InstanceId::random();
+    let asked = auth.call_instance::<Number>(&nobody, &(), DEADLINE).await;
+    assert_eq!(asked.unwrap_err().code, ErrorCode::Unavailable);
+    shutdown.cancel();
 }
 
 #[tokio::test(flavor = "multi_thread")]
