@@ -79,13 +79,15 @@ impl Gateway {
     }
 
     async fn renew(&self) -> i64 {
-        let renewed = self.bus.call::<RenewLease>(&self.lease(), CALL_DEADLINE);
+        let lease = self.lease();
+        let renewed = self.bus.call::<RenewLease>(&lease, CALL_DEADLINE);
         let CredentialRevision { revision } = renewed.await.unwrap();
         revision
     }
 
     async fn release(&self) {
-        let released = self.bus.call::<ReleaseLease>(&self.lease(), CALL_DEADLINE);
+        let lease = self.lease();
+        let released = self.bus.call::<ReleaseLease>(&lease, CALL_DEADLINE);
         released.await.unwrap();
     }
 }
