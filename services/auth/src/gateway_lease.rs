@@ -39,6 +39,9 @@ const READ_DEADLINE: Duration = Duration::from_millis(250);
 const REMOVE_DEADLINE: Duration = Duration::from_millis(150);
 /// How long a gateway may take to answer one request. It may get another one.
 const ANSWER_DEADLINE: Duration = Duration::from_millis(500);
+/// By how much the clocks of auth and of a gateway may differ. A server ignores a request whose deadline has
+/// passed by its own clock. To forget later than asked is harmless.
+const CLOCK_DIFFERENCE: Duration = Duration::from_secs(60);
 /// The pause after a request that failed, for example because the gateway connects to NATS again.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -78,7 +81,9 @@ impl GatewayLeases {
     pub async fn settle(&self) {
         let begun = Instant::now();
         let until = begun + CREDENTIAL_LEASE + MARGIN;
-        match self.leases().await {
+        // After a stall of this process the rows may be newer than the wait is long.
+        let in_time = |_: &Leases| begun.elapsed() <= READ_DEADLINE;
+        match self.leases().await.filter(in_time) {
             Some(Leases { revision, held }) => {
                 let asked = held
                     .into_iter()
@@ -114,11 +119,12 @@ impl GatewayLeases {
             if left.is_zero() {
                 return Some(lease);
             }
-            let deadline = left.min(ANSWER_DEADLINE);
-            let asked =
-                self.bus
-                    .call_instance::<ForgetCredentials>(&lease.gateway, &request, deadline);
-            if asked.await.is_ok() {
+            let asked = self.bus.call_instance::<ForgetCredentials>(
+                &lease.gateway,
+                &request,
+                CLOCK_DIFFERENCE,
+            );
+            if let Ok(Ok(_)) = timeout(left.min(ANSWER_DEADLINE), asked).await {
                 return None;
             }
             sleep_until(until.min(Instant::now() + RETRY)).await;

@@ -14,6 +14,7 @@ use agentbox_contracts::preview::rpc::{CreatePreview, DeletePreview, ListPreview
 use agentbox_contracts::rpc::Empty;
 use chrono::Utc;
 use sea_orm::DatabaseConnection;
+use tokio::sync::Semaphore;
 
 use crate::api_key::ApiKeys;
 use crate::audit;
@@ -26,6 +27,10 @@ use crate::store::StoreError;
 use crate::ticket::Tickets;
 use crate::user::Users;
 
+/// The most changes of credentials at once: half of the requests that a server processes. Each may wait 2 s for
+/// a gateway, and callers must be authenticated meanwhile.
+pub const MAX_CHANGES: usize = 128;
+
 /// The parts of the service, shared by all requests.
 pub struct Auth {
     pub database: DatabaseConnection,
@@ -36,6 +41,8 @@ pub struct Auth {
     pub tickets: Arc<Tickets>,
     pub previews: Previews,
     pub gateway_leases: GatewayLeases,
+    /// [`MAX_CHANGES`] permits.
+    pub changes: Semaphore,
     pub keyring: Arc<Keyring>,
 }
 
@@ -49,11 +56,17 @@ impl Auth {
     /// every gateway.
     ///
     /// # Errors
-    /// Those of the change.
+    /// Those of the change; Unavailable, before anything is changed, when too many are being made.
     async fn in_force<T>(
         &self,
         change: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
+        let Ok(_permit) = self.changes.try_acquire() else {
+            return Err(Error::new(
+                ErrorCode::Unavailable,
+                "too many changes of credentials at once; try again",
+            ));
+        };
         let outcome = change.await;
         if !outcome.as_ref().is_err_and(has_changed_nothing) {
             self.gateway_leases.settle().await;

@@ -35,7 +35,7 @@ use agentbox_database::Leases;
 use agentbox_database::secret::MasterSecret;
 use agentbox_service::{Context, ServiceFuture};
 use anyhow::Context as _;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 pub use config::Config;
 
@@ -118,6 +118,7 @@ async fn start(config: Config, context: Context) -> Result<(), anyhow::Error> {
         tickets,
         previews: preview::Previews::new(database.clone(), secret),
         gateway_leases: gateway_lease::GatewayLeases::new(database.clone(), context.bus.clone()),
+        changes: Semaphore::new(handlers::MAX_CHANGES),
         keyring: keyring.clone(),
     });
 

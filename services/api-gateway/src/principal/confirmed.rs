@@ -2,9 +2,9 @@
 //!
 //! * I1. A caller is returned only while the gateway holds a lease ([`super::lease`]), which every change of a
 //!   credential waits out. So after a gateway was stopped, it asks auth first.
-//! * I2. What is remembered was asked after the last clearing. A clearing follows each message of auth, each
+//! * I2. What is remembered was asked after the last clearing. A clearing follows each message of auth and each
 //!   renewal that shows another revision, and each gap between two leases. So it was asked after the commit of
-//!   the revision that the gateway knows.
+//!   the revision that the gateway knows, and a message with that revision clears nothing.
 //! * I3. Only a login or a key is remembered, for at most [`MAX_AGE`], and none that ends soon. So it never
 //!   outlives its end, and auth learns of each key in use.
 //! * I4. The subject of a token outlives a clearing: a token never changes its user. It selects the counter of
@@ -176,11 +176,13 @@ impl ConfirmedTokens {
         state.current.insert(key, Entry { subject, confirmed });
     }
 
-    /// Forgets what was confirmed before: it may have changed with this revision.
+    /// Forgets what was confirmed before, unless that was asked after the commit of this revision.
     pub(crate) fn forget(&self, revision: i64) {
         let mut state = self.state.lock();
-        state.clear();
-        state.revision = Some(revision);
+        if state.revision != Some(revision) {
+            state.clear();
+            state.revision = Some(revision);
+        }
     }
 
     /// Records that auth has renewed the lease, with the revision that auth has read after it was asked at

@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use agentbox_bus::Listening;
 use agentbox_contracts::ErrorChain;
+use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::rpc::{
     CredentialRevision, ForgetCredentials, LeaseRequest, ReleaseLease, RenewLease,
 };
 use agentbox_contracts::rpc::Empty;
 use nix::time::{ClockId, clock_gettime};
+use tokio::time::timeout;
 
-use crate::state::Gateway;
+use crate::state::{AUTH_DEADLINE, Gateway};
 
 /// How long auth may take to renew the lease. A later answer would leave little of it.
 const RENEWAL_DEADLINE: Duration = Duration::from_millis(750);
@@ -81,11 +83,12 @@ pub(crate) async fn run(gateway: Gateway) -> Result<(), anyhow::Error> {
 
 async fn renew(gateway: &Gateway, request: &LeaseRequest) {
     let asked_at = boot_time();
-    let renewed = gateway
-        .bus
-        .call::<RenewLease>(request, RENEWAL_DEADLINE)
-        .await;
-    match renewed {
+    // Auth ignores a request whose deadline has passed by its own clock. So the clocks may differ by as much as
+    // for other requests.
+    let renewing = gateway.bus.call::<RenewLease>(request, AUTH_DEADLINE);
+    let late = |_| Err(Error::new(ErrorCode::Timeout, "auth was too slow"));
+    let renewed = timeout(RENEWAL_DEADLINE, renewing).await;
+    match renewed.unwrap_or_else(late) {
         Ok(CredentialRevision { revision }) => {
             gateway
                 .confirmed_tokens

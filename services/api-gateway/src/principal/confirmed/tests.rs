@@ -122,6 +122,21 @@ fn answer_to_a_question_from_before_a_clearing_is_not_remembered() {
 }
 
 #[test]
+fn message_of_the_known_revision_forgets_nothing() {
+    let (tokens, caller, token) = (leased(), caller(), secret(1));
+    confirm(&tokens, &token, &caller, BEGIN);
+    tokens.forget(1);
+    assert!(is_known(&tokens, &token, BEGIN));
+    for revision in [2, 1] {
+        tokens.forget(revision);
+        assert!(!is_known(&tokens, &token, BEGIN), "{revision}");
+        confirm(&tokens, &token, &caller, BEGIN);
+        tokens.forget(revision);
+        assert!(is_known(&tokens, &token, BEGIN), "{revision}");
+    }
+}
+
+#[test]
 fn renewal_that_was_in_flight_during_a_clearing_brings_nothing_back() {
     let (tokens, caller, token) = (leased(), caller(), secret(1));
     confirm(&tokens, &token, &caller, BEGIN);
