@@ -25,7 +25,7 @@ use sea_orm::{DatabaseConnection, DatabaseTransaction};
 
 use crate::audit::{self, Action, Entry};
 use crate::login;
-use crate::store::{StoreError, begin, commit};
+use crate::store::{StoreError, begin, commit, snapshot};
 
 pub struct ApiKeys {
     database: DatabaseConnection,
@@ -86,13 +86,13 @@ impl ApiKeys {
     /// # Errors
     /// When Postgres fails.
     pub async fn list(&self, request: ListKeysRequest) -> Result<ListKeysReply, Error> {
-        let (api_keys, total) = store::page(
-            &self.database,
-            &request.owner,
-            request.limit,
-            request.offset,
-        )
-        .await?;
+        let snapshot = snapshot(&self.database).await?;
+        let ListKeysRequest {
+            owner,
+            limit,
+            offset,
+        } = request;
+        let (api_keys, total) = store::page(&snapshot, &owner, limit, offset).await?;
         Ok(ListKeysReply { api_keys, total })
     }
 

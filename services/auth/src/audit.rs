@@ -26,7 +26,7 @@ use agentbox_contracts::error::Error;
 use agentbox_contracts::ids::UserId;
 use sea_orm::{ConnectionTrait, DatabaseConnection};
 
-use crate::store::StoreError;
+use crate::store::{StoreError, snapshot};
 
 pub use agentbox_contracts::audit::AuditAction as Action;
 
@@ -76,7 +76,9 @@ pub async fn list(
     database: &DatabaseConnection,
     request: ListAuditRequest,
 ) -> Result<ListAuditReply, Error> {
-    let (rows, total) = store::page(database, &request).await?;
+    let snapshot = snapshot(database).await?;
+    let (rows, total) = store::page(&snapshot, &request).await?;
+    drop(snapshot);
     let page = rows.len();
     let mut entries: Vec<ChainedEntry> = Vec::with_capacity(page);
     let (mut bytes, mut read) = (0, 0);

@@ -41,6 +41,14 @@ pub async fn begin(database: &DatabaseConnection) -> Result<DatabaseTransaction,
     Ok(agentbox_database::begin(database).await?)
 }
 
+/// Begins a transaction whose statements all read the same state.
+///
+/// # Errors
+/// As [`begin`].
+pub async fn snapshot(database: &DatabaseConnection) -> Result<DatabaseTransaction, StoreError> {
+    Ok(agentbox_database::snapshot(database).await?)
+}
+
 /// Commits a transaction.
 ///
 /// # Errors

@@ -29,7 +29,7 @@ use tokio::sync::Notify;
 use crate::api_key;
 use crate::audit::{self, Action, Entry};
 use crate::password::{self, Hasher};
-use crate::store::{StoreError, begin, commit};
+use crate::store::{StoreError, begin, commit, snapshot};
 
 pub struct Users {
     database: DatabaseConnection,
@@ -57,7 +57,8 @@ impl Users {
     }
 
     pub async fn list(&self, page: PageRequest) -> Result<ListUsersReply, Error> {
-        let (users, total) = store::page(&self.database, page.limit, page.offset).await?;
+        let snapshot = snapshot(&self.database).await?;
+        let (users, total) = store::page(&snapshot, page.limit, page.offset).await?;
         Ok(ListUsersReply { users, total })
     }
 

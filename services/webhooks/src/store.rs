@@ -11,7 +11,7 @@ use agentbox_contracts::ids::{UserId, WebhookId};
 use agentbox_contracts::webhook::{MAX_WEBHOOKS, Webhook};
 use agentbox_database::secret::{MasterSecret, Purpose, SecretError};
 use agentbox_database::sql::{advisory_lock, bigint, seconds, statement, unsigned};
-use agentbox_database::{Text, begin, span};
+use agentbox_database::{Text, begin, snapshot, span};
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbErr, QueryResult};
 use tracing::Instrument as _;
@@ -162,9 +162,10 @@ impl Store {
             [owner.as_str().into()],
         );
         let read = async {
-            let rows = self.database.query_all_raw(page).await?;
+            let snapshot = snapshot(&self.database).await?;
+            let rows = snapshot.query_all_raw(page).await?;
             let webhooks: Result<Vec<Webhook>, DbErr> = rows.iter().map(read_webhook).collect();
-            let total = match self.database.query_one_raw(count).await? {
+            let total = match snapshot.query_one_raw(count).await? {
                 Some(row) => unsigned(&row, "total")?,
                 None => 0,
             };

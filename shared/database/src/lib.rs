@@ -21,4 +21,4 @@ pub use migrate::migrate;
 pub use text::Text;
 #[doc(hidden)]
 pub use tracing;
-pub use transaction::begin;
+pub use transaction::{begin, snapshot};

@@ -1,6 +1,8 @@
 //! Beginning a transaction, safely also when the caller is cancelled.
 
-use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
+use sea_orm::{
+    AccessMode, DatabaseConnection, DatabaseTransaction, DbErr, IsolationLevel, TransactionTrait,
+};
 
 /// Begins a transaction. Always use this instead of the connection's own `begin`.
 ///
@@ -14,13 +16,31 @@ use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
 ///
 /// # Errors
 /// When the database fails or has no free connection in time.
+pub async fn begin(database: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
+    begin_with(database, None, None).await
+}
+
+/// Begins a transaction whose statements all read the same state: a page of a list, and the number of
+/// rows on all pages.
+///
+/// # Errors
+/// As [`begin`].
+pub async fn snapshot(database: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
+    let (isolation, access) = (IsolationLevel::RepeatableRead, AccessMode::ReadOnly);
+    begin_with(database, Some(isolation), Some(access)).await
+}
+
 #[allow(
     clippy::disallowed_methods,
-    reason = "this function is the replacement"
+    reason = "the functions here are the replacement"
 )]
-pub async fn begin(database: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
+async fn begin_with(
+    database: &DatabaseConnection,
+    isolation: Option<IsolationLevel>,
+    access: Option<AccessMode>,
+) -> Result<DatabaseTransaction, DbErr> {
     let database = database.clone();
-    tokio::spawn(async move { database.begin().await })
+    tokio::spawn(async move { database.begin_with_config(isolation, access).await })
         .await
         .map_err(|error| DbErr::Custom(format!("the transaction was not begun: {error}")))?
 }

@@ -7,7 +7,7 @@ use agentbox_contracts::environment::{EnvironmentEvent, EventKind};
 use agentbox_contracts::ids::{DeliveryId, EnvironmentId, UserId, WebhookId};
 use agentbox_contracts::webhook::{Delivery, DeliveryState};
 use agentbox_database::sql::{bigint, seconds, statement, unsigned};
-use agentbox_database::{Text, span};
+use agentbox_database::{Text, snapshot, span};
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait as _, DbErr, QueryResult, Value};
 use tracing::Instrument as _;
@@ -302,9 +302,10 @@ impl Store {
             [webhook.as_str().into(), state.into()],
         );
         let read = async {
-            let rows = self.database.query_all_raw(page).await?;
+            let snapshot = snapshot(&self.database).await?;
+            let rows = snapshot.query_all_raw(page).await?;
             let deliveries: Result<Vec<Delivery>, DbErr> = rows.iter().map(read_delivery).collect();
-            let total = match self.database.query_one_raw(count).await? {
+            let total = match snapshot.query_one_raw(count).await? {
                 Some(row) => unsigned(&row, "total")?,
                 None => 0,
             };
