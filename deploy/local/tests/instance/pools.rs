@@ -57,7 +57,11 @@ async fn restart(system: &System, part: &str) {
     // No box is ready by what was known of it before.
     let forget = "UPDATE scheduler.warm_boxes SET seen_at = NULL, due_at = now()";
     let postgres = system.postgres.as_ref().unwrap();
-    postgres.execute(&[forget]).await.unwrap();
+    // Postgres may be the part that starts.
+    eventually_some("the rows are changed", DEADLINE, async || {
+        postgres.execute(&[forget]).await.ok()
+    })
+    .await;
 }
 
 /// The boxes of the pool, when it has all of them and each is ready.
