@@ -5,8 +5,9 @@
 //!   first. Then running executions with `drop` keep no more than they have, or [`MIN_KEPT`].
 //! * I2. Executions with `block` are not restricted: a command that waits for its reader holds at
 //!   most its own bound. When it has ended, its output is dropped only while it has no follower.
-//! * I3. The more of them run, the less each keeps of what its followers were given
-//!   ([`KeptOutput::in_flight_bytes`]), but never less than can be on its way to a client's machine.
+//! * I3. The more of them run, and the more those that have ended still keep, the less each keeps of what its
+//!   followers were given ([`KeptOutput::in_flight_bytes`]), but never less than can be on its way to a
+//!   client's machine.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,8 +19,8 @@ use super::output::Output;
 
 /// What each stream of a running execution may keep in any case, in bytes.
 pub const MIN_KEPT: usize = 64 * 1024;
-/// How much of what followers were given all running executions with `block` keep together, unless that
-/// is less than [`MIN_IN_FLIGHT`] for each.
+/// How much of what followers were given all running executions with `block` keep together, with what those
+/// that have ended keep, unless that is less than [`MIN_IN_FLIGHT`] for each.
 const IN_FLIGHT_TOTAL: usize = 12 * 1024 * 1024;
 /// How much of it one keeps of each stream at most.
 pub const MAX_IN_FLIGHT: usize = 4 * 1024 * 1024;
@@ -31,6 +32,8 @@ pub struct KeptOutput {
     bytes: AtomicUsize,
     /// The number of running executions with `block`.
     blocking: AtomicUsize,
+    /// What the complete outputs of executions with `block` keep.
+    complete_bytes: AtomicUsize,
     /// The outputs of executions that have ended, the first one first.
     ended: Mutex<VecDeque<Weak<Output>>>,
 }
@@ -42,6 +45,7 @@ impl KeptOutput {
             limit,
             bytes: AtomicUsize::new(0),
             blocking: AtomicUsize::new(0),
+            complete_bytes: AtomicUsize::new(0),
             ended: Mutex::default(),
         }
     }
@@ -56,11 +60,22 @@ impl KeptOutput {
         self.blocking.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// A complete output of an execution with `block` keeps so much.
+    pub fn complete_added(&self, bytes: usize) {
+        self.complete_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// It keeps it no more.
+    pub fn complete_dropped(&self, bytes: usize) {
+        self.complete_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
     /// How much of what its followers were given an execution with `block` keeps of each stream now.
     #[must_use]
     pub fn in_flight_bytes(&self) -> usize {
         let executions = self.blocking.load(Ordering::Relaxed).max(1);
-        (IN_FLIGHT_TOTAL / executions).clamp(MIN_IN_FLIGHT, MAX_IN_FLIGHT)
+        let left = IN_FLIGHT_TOTAL.saturating_sub(self.complete_bytes.load(Ordering::Relaxed));
+        (left / executions).clamp(MIN_IN_FLIGHT, MAX_IN_FLIGHT)
     }
 
     /// Drops output of ended executions until `more` bytes fit; `false` when they do not. The

@@ -87,6 +87,8 @@ struct State {
     followers: HashMap<u64, Positions>,
     next_follower: u64,
     command_ended: bool,
+    /// With `block`: what is kept since the output is complete.
+    complete_bytes: usize,
 }
 
 impl Output {
@@ -105,6 +107,7 @@ impl Output {
                 followers: HashMap::new(),
                 next_follower: 0,
                 command_ended: false,
+                complete_bytes: 0,
             }),
             changed: watch::Sender::new(0),
             space_freed: watch::Sender::new(0),
@@ -217,7 +220,13 @@ impl Output {
 
     /// The output is complete: memory that it does not need is returned.
     pub fn complete(&self) {
-        self.state.lock().rings.iter_mut().for_each(Ring::shrink);
+        let mut state = self.state.lock();
+        state.rings.iter_mut().for_each(Ring::shrink);
+        if self.on_full == OnFull::Block {
+            state.forget_complete(&self.kept);
+            state.complete_bytes = state.rings.iter().map(Ring::len).sum();
+            self.kept.complete_added(state.complete_bytes);
+        }
     }
 
     /// With `block`: whether a follower is to get every byte.
@@ -235,6 +244,7 @@ impl Output {
             ring.shrink();
             self.kept.resized(before, 0);
         }
+        state.forget_complete(&self.kept);
         drop(state);
         self.changed.send_modify(|count| *count += 1);
     }
@@ -267,6 +277,11 @@ impl State {
         let positions = self.followers.values();
         let slowest = positions.filter_map(|positions| positions[stream]).min();
         slowest.unwrap_or(self.received[stream])
+    }
+
+    /// The output keeps nothing of what it kept when it was complete.
+    fn forget_complete(&mut self, kept: &KeptOutput) {
+        kept.complete_dropped(std::mem::take(&mut self.complete_bytes));
     }
 
     fn update_received(&mut self) {
@@ -369,6 +384,7 @@ impl Drop for Output {
         for ring in &state.rings {
             self.kept.resized(ring.len(), 0);
         }
+        state.forget_complete(&self.kept);
         if !state.command_ended && self.on_full == OnFull::Block {
             self.kept.blocking_ended();
         }
