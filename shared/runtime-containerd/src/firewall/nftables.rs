@@ -16,6 +16,7 @@ use std::ptr::NonNull;
 use std::sync::{Arc, LazyLock};
 
 use libloading::Library;
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 /// The name that the dynamic linker looks for. The number is the version of the interface.
@@ -28,6 +29,8 @@ pub enum NftablesError {
     #[error("cannot load {LIBRARY}: install nftables")]
     Load(#[from] libloading::Error),
     #[error("{LIBRARY} cannot open a connection to the kernel")]
+    Connect(#[source] nix::Error),
+    #[error("{LIBRARY} made no context")]
     Context,
     #[error("a command has a zero byte")]
     ZeroByte(#[from] std::ffi::NulError),
@@ -83,6 +86,14 @@ unsafe impl Send for Context {}
 
 impl Context {
     fn new(functions: &'static Functions) -> Result<Self, NftablesError> {
+        // The library opens such a socket, and ends the process if it cannot: at the limit of descriptors.
+        socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkNetFilter,
+        )
+        .map_err(NftablesError::Connect)?;
         // SAFETY: 0 is `NFT_CTX_DEFAULT`.
         let pointer = NonNull::new(unsafe { (functions.new)(0) }).ok_or(NftablesError::Context)?;
         let context = Self { functions, pointer };
