@@ -228,6 +228,8 @@ async fn malformed_audit_entry_fires_the_alert_of_dead_letters() {
     let observed = Observed::start().await;
     let dead = "AgentBoxDeadLetters";
     observed.quiet(&[dead]).await;
+    // The first value of a counter is no increase.
+    observed.prometheus.wait_for_scrape().await;
     let nats = observed.system.nats.as_ref().unwrap();
     let (user, password) = nats.all_access();
     let connected =
