@@ -25,7 +25,7 @@ use subtle::ConstantTimeEq;
 
 use crate::authenticate::Authenticator;
 use crate::entity::previews::Model;
-use crate::store::{ADVISORY_LOCK, StoreError, begin, commit};
+use crate::store::{ADVISORY_LOCK, StoreError, begin, commit, snapshot};
 
 const RANDOM_BYTES: usize = 24;
 
@@ -131,7 +131,8 @@ impl Previews {
             limit,
             offset,
         } = request;
-        let (rows, total) = store::page(&self.database, &environment, limit, offset).await?;
+        let snapshot = snapshot(&self.database).await?;
+        let (rows, total) = store::page(&snapshot, &environment, limit, offset).await?;
         let previews: Result<Vec<Preview>, StoreError> = rows.into_iter().map(preview).collect();
         Ok(ListPreviewsReply {
             previews: previews?,

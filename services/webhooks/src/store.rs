@@ -13,7 +13,7 @@ use agentbox_database::secret::{MasterSecret, Purpose, SecretError};
 use agentbox_database::sql::{advisory_lock, bigint, seconds, statement, unsigned};
 use agentbox_database::{Text, begin, snapshot, span};
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbErr, QueryResult};
+use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbErr, QueryResult, Statement};
 use tracing::Instrument as _;
 
 /// The class of advisory locks. Other services may use the same database, with other classes.
@@ -161,17 +161,23 @@ impl Store {
             "SELECT count(*) AS total FROM webhooks WHERE owner = $1",
             [owner.as_str().into()],
         );
-        let read = async {
-            let snapshot = snapshot(&self.database).await?;
-            let rows = snapshot.query_all_raw(page).await?;
-            let webhooks: Result<Vec<Webhook>, DbErr> = rows.iter().map(read_webhook).collect();
-            let total = match snapshot.query_one_raw(count).await? {
-                Some(row) => unsigned(&row, "total")?,
-                None => 0,
-            };
-            Ok::<_, StoreError>((webhooks?, total))
-        };
-        read.instrument(span!(SELECT webhooks)).await
+        let read = self.page_and_total(page, count);
+        let (rows, total) = read.instrument(span!(SELECT webhooks)).await?;
+        let webhooks: Result<Vec<Webhook>, DbErr> = rows.iter().map(read_webhook).collect();
+        Ok((webhooks?, total))
+    }
+
+    /// The rows of a page, and the number of rows on all pages, of the same moment.
+    async fn page_and_total(
+        &self,
+        page: Statement,
+        count: Statement,
+    ) -> Result<(Vec<QueryResult>, u64), DbErr> {
+        let snapshot = snapshot(&self.database).await?;
+        let rows = snapshot.query_all_raw(page).await?;
+        let total = snapshot.query_one_raw(count).await?;
+        let total = total.map_or(Ok(0), |row| unsigned(&row, "total"))?;
+        Ok((rows, total))
     }
 
     /// Finds a webhook of an owner.

@@ -64,7 +64,7 @@ impl Context {
     }
 }
 
-/// The PATH with the sbin directories, which contain nft and mkfs and which a service's PATH may lack.
+/// The PATH with the sbin directories, which contain conntrack and mkfs and which a service's PATH may lack.
 pub fn search_path() -> String {
     let inherited = std::env::var("PATH").unwrap_or_default();
     format!("{inherited}:/usr/local/sbin:/usr/sbin:/sbin")

@@ -141,10 +141,10 @@ impl Firewall {
                 routes::replace(&inside, subnet)?;
                 nftables::run_here(turn, &rules).map_err(io::Error::other)
             };
-            namespace::enter(namespace, restrict).await
+            let entered = namespace::enter(namespace, restrict).await;
+            entered.map_err(FirewallError::Namespace)
         };
-        self.in_time(async { restricted.await.map_err(FirewallError::Namespace) })
-            .await
+        self.in_time(restricted).await
     }
 
     /// Removes a box's rules; from then on it reaches nothing. With `network` this needs no

@@ -4,14 +4,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agentbox_bus::{Bus, BusConfig, Command, Retry};
-use agentbox_contracts::ids::{EnvironmentId, InstanceId};
+use agentbox_bus::{Command, Retry};
+use agentbox_contracts::ids::EnvironmentId;
 use agentbox_contracts::subjects;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::caller::{Caller, admin, new_user};
-use crate::support::system::shared;
+use crate::support::system::{bus_as, shared};
 use crate::support::{TIMEOUT, eventually};
 
 /// A number that no letter of this system has.
@@ -66,21 +66,6 @@ async fn other_callers_may_not_see_or_change_dead_letters() {
     replayed.expect_error(403, "forbidden");
 }
 
-/// A connection to the shared system's bus as a scheduler.
-async fn scheduler() -> Bus {
-    let nats = shared().await.nats.as_ref().unwrap();
-    Bus::connect(BusConfig {
-        url: nats.url.clone(),
-        tls_ca: nats.tls_ca.clone(),
-        user: "scheduler".to_owned(),
-        password: nats.passwords["scheduler"].clone(),
-        service: "scheduler",
-        instance: InstanceId::random(),
-    })
-    .await
-    .unwrap()
-}
-
 /// Waits for the dead letter of a command for an environment.
 async fn letter_of(admin: &Caller, environment: &EnvironmentId) -> Value {
     eventually("the command is a dead letter", async || {
@@ -96,7 +81,7 @@ async fn letter_of(admin: &Caller, environment: &EnvironmentId) -> Value {
 #[tokio::test]
 async fn dead_letter_is_listed_shown_and_replayed_or_discarded() {
     let admin = admin().await;
-    let bus = scheduler().await;
+    let bus = bus_as(shared().await, "scheduler").await;
     // A cluster that only this test serves.
     let cluster = format!("elsewhere-{:08x}", rand::random::<u32>());
     let works = Arc::new(AtomicBool::new(false));

@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::support::access::Access;
 use crate::support::boxes::{OwnedEnvironment, idle, small};
-use crate::support::caller::{User, admin, new_user};
+use crate::support::caller::{User, admin, new_user, new_user_with_role};
 use crate::support::sse::Events;
 use crate::support::streams::{END_DEADLINE, Streams};
 use crate::support::system::shared;
@@ -16,7 +16,7 @@ use crate::support::{TIMEOUT, repeat_until_below};
 
 /// An environment of another user, and an administrator.
 async fn foreign_environment_and_admin() -> (&'static OwnedEnvironment, User) {
-    let second_admin = crate::support::caller::new_user_with_role(admin().await, "admin").await;
+    let second_admin = new_user_with_role(admin().await, "admin").await;
     (idle().await, second_admin)
 }
 
@@ -37,7 +37,7 @@ async fn revocation_of_every_kind_holds_for_the_next_request_on_every_replica() 
 #[tokio::test]
 async fn changed_record_is_read_by_the_next_request_on_every_replica() {
     let admin = admin().await;
-    let user = crate::support::caller::new_user_with_role(admin, "user").await;
+    let user = new_user_with_role(admin, "user").await;
     let path = format!("/users/{}", user.id);
     for change in 0..5 {
         for gateway in 0..admin.gateways() {

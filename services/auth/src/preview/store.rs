@@ -8,12 +8,12 @@ use sea_orm::prelude::Expr;
 use sea_orm::sea_query::ExprTrait;
 use sea_orm::{
     ColumnTrait, ConnectionTrait, EntityTrait, IntoActiveModel, PaginatorTrait, QueryFilter,
-    QueryOrder, Select,
+    QueryOrder, QuerySelect, Select,
 };
 use tracing::Instrument;
 
 use crate::entity::previews::{Column, Entity, Model};
-use crate::store::StoreError;
+use crate::store::{StoreError, page_limit, page_offset};
 
 /// Replaces the link by a cookie. Of two concurrent requests, the second finds no link.
 const USE_LINK: &str = "
@@ -47,9 +47,6 @@ pub async fn insert(on: &impl ConnectionTrait, row: Model) -> Result<(), StoreEr
 }
 
 /// A page of an environment's previews, newest first, and the total of all pages.
-///
-/// Previews expire between two statements, so both come from one. An environment has at most
-/// [`agentbox_contracts::preview::MAX_PREVIEWS`].
 pub async fn page(
     on: &impl ConnectionTrait,
     environment: &EnvironmentId,
@@ -59,12 +56,12 @@ pub async fn page(
     let rows = of(environment)
         .order_by_desc(Column::CreatedAt)
         .order_by_desc(Column::Id)
+        .limit(page_limit(limit))
+        .offset(page_offset(offset))
         .all(on);
     let rows = rows.instrument(span!(SELECT previews)).await?;
-    let total = rows.len() as u64;
-    let skipped = usize::try_from(offset).unwrap_or(usize::MAX);
-    let page = rows.into_iter().skip(skipped).take(limit as usize);
-    Ok((page.collect(), total))
+    let total = count(on, environment).await?;
+    Ok((rows, total))
 }
 
 /// Finds a preview.

@@ -7,7 +7,7 @@ use agentbox_contracts::environment::{EnvironmentEvent, EventKind};
 use agentbox_contracts::ids::{DeliveryId, EnvironmentId, UserId, WebhookId};
 use agentbox_contracts::webhook::{Delivery, DeliveryState};
 use agentbox_database::sql::{bigint, seconds, statement, unsigned};
-use agentbox_database::{Text, snapshot, span};
+use agentbox_database::{Text, span};
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait as _, DbErr, QueryResult, Value};
 use tracing::Instrument as _;
@@ -301,17 +301,10 @@ impl Store {
             "SELECT count(*) AS total FROM deliveries WHERE webhook = $1 AND ($2 = '' OR state = $2)",
             [webhook.as_str().into(), state.into()],
         );
-        let read = async {
-            let snapshot = snapshot(&self.database).await?;
-            let rows = snapshot.query_all_raw(page).await?;
-            let deliveries: Result<Vec<Delivery>, DbErr> = rows.iter().map(read_delivery).collect();
-            let total = match snapshot.query_one_raw(count).await? {
-                Some(row) => unsigned(&row, "total")?,
-                None => 0,
-            };
-            Ok::<_, StoreError>((deliveries?, total))
-        };
-        read.instrument(span!(SELECT deliveries)).await
+        let read = self.page_and_total(page, count);
+        let (rows, total) = read.instrument(span!(SELECT deliveries)).await?;
+        let deliveries: Result<Vec<Delivery>, DbErr> = rows.iter().map(read_delivery).collect();
+        Ok((deliveries?, total))
     }
 
     /// Makes a delivery of an owner's webhook due again, from its first attempt on. `None`: there is

@@ -3,7 +3,7 @@
 //!
 //! * I1. One command at a time: the library has global state. Commands run in the order of the calls.
 //! * I2. A command whose caller gave up before its turn does not run. One that runs is completed.
-//! * I3. The context of [`Nftables::run`] belongs to the network namespace of the process. In another
+//! * I3. The context of [`run`] belongs to the network namespace of the process. In another
 //!   namespace [`run_here`] makes a context of its own.
 //!
 //! The library is loaded at the first command, not linked: the service starts on machines without it, and a
@@ -13,11 +13,11 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::ptr::NonNull;
-use std::sync::{Arc, LazyLock};
+use std::sync::OnceLock;
 
 use libloading::Library;
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::{Mutex, MutexGuard};
 
 /// The name that the dynamic linker looks for. The number is the version of the interface.
 const LIBRARY: &str = "libnftables.so.1";
@@ -53,7 +53,18 @@ struct Functions {
     error: unsafe extern "C" fn(*mut c_void) -> *const c_char,
 }
 
+static FUNCTIONS: OnceLock<Functions> = OnceLock::new();
+
 impl Functions {
+    /// Loads the library, unless it is loaded.
+    fn get() -> Result<&'static Self, NftablesError> {
+        if let Some(functions) = FUNCTIONS.get() {
+            return Ok(functions);
+        }
+        let loaded = Self::load()?;
+        Ok(FUNCTIONS.get_or_init(|| loaded))
+    }
+
     fn load() -> Result<Self, NftablesError> {
         // SAFETY: the library's initialization has no requirements. The signatures are those of its
         // header nftables/libnftables.h, version 1.
@@ -85,7 +96,8 @@ struct Context {
 unsafe impl Send for Context {}
 
 impl Context {
-    fn new(functions: &'static Functions) -> Result<Self, NftablesError> {
+    fn new() -> Result<Self, NftablesError> {
+        let functions = Functions::get()?;
         // The library opens such a socket, and ends the process if it cannot: at the limit of descriptors.
         socket(
             AddressFamily::Netlink,
@@ -145,42 +157,16 @@ unsafe fn text(pointer: *const c_char) -> String {
         .into_owned()
 }
 
-/// The library, and the context of the process's namespace.
-#[derive(Default)]
-struct Loaded {
-    functions: Option<&'static Functions>,
-    context: Option<Context>,
-}
-
-impl Loaded {
-    fn functions(&mut self) -> Result<&'static Functions, NftablesError> {
-        if let Some(functions) = self.functions {
-            return Ok(functions);
-        }
-        let functions: &'static Functions = Box::leak(Box::new(Functions::load()?));
-        self.functions = Some(functions);
-        Ok(functions)
-    }
-
-    fn run(&mut self, commands: &CStr) -> Result<String, NftablesError> {
-        let functions = self.functions()?;
-        let context = match &mut self.context {
-            Some(context) => context,
-            none => none.insert(Context::new(functions)?),
-        };
-        context.run(commands)
-    }
-}
-
-/// I1.
-static LOADED: LazyLock<Arc<Mutex<Loaded>>> = LazyLock::new(Arc::default);
+/// The context of the process's namespace. Its lock is the right to run a command (I1): it is given in the
+/// order of the requests for it.
+static CONTEXT: Mutex<Option<Context>> = Mutex::const_new(None);
 
 /// The right to run the next command.
-pub struct Turn(OwnedMutexGuard<Loaded>);
+pub struct Turn(MutexGuard<'static, Option<Context>>);
 
 /// Waits until no other command runs.
 pub async fn turn() -> Turn {
-    Turn(Arc::clone(&LOADED).lock_owned().await)
+    Turn(CONTEXT.lock().await)
 }
 
 /// Runs commands in the namespace of the process, as one transaction, and returns what they list.
@@ -190,18 +176,24 @@ pub async fn turn() -> Turn {
 pub async fn run(commands: &str) -> Result<String, NftablesError> {
     let commands = CString::new(commands)?;
     let mut turn = turn().await;
-    let running = tokio::task::spawn_blocking(move || turn.0.run(&commands));
+    let running = tokio::task::spawn_blocking(move || {
+        let context = match &mut *turn.0 {
+            Some(context) => context,
+            none => none.insert(Context::new()?),
+        };
+        context.run(&commands)
+    });
     running.await.unwrap_or(Err(NftablesError::Aborted))
 }
 
-/// Runs commands in the namespace of this thread, as one transaction. It blocks.
+/// Runs commands in the namespace of this thread, as one transaction. It blocks, and holds the turn until
+/// the end.
 ///
 /// # Errors
 /// [`NftablesError`].
-pub fn run_here(mut turn: Turn, commands: &str) -> Result<(), NftablesError> {
+pub fn run_here(_turn: Turn, commands: &str) -> Result<(), NftablesError> {
     let commands = CString::new(commands)?;
-    let functions = turn.0.functions()?;
-    Context::new(functions)?.run(&commands).map(drop)
+    Context::new()?.run(&commands).map(drop)
 }
 
 #[cfg(test)]

@@ -3,11 +3,10 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use agentbox_bus::{Acceptor, Bus, BusConfig, Session};
+use agentbox_bus::{Acceptor, Bus, Session};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::exec::rpc::BoxSession;
 use agentbox_contracts::exec::{Exit, FromBox, OpenKind, ToBox};
-use agentbox_contracts::ids::InstanceId;
 use agentbox_testing::System;
 use reqwest::Method;
 use serde_json::json;
@@ -17,23 +16,14 @@ use super::{Killed, expect_recovery, start_system};
 use crate::support::boxes::small;
 use crate::support::eventually;
 use crate::support::sse::Events;
+use crate::support::system::bus_as;
 
 /// How long a client must not be answered while the start of its command is not reported.
 const UNANSWERED: Duration = Duration::from_secs(2);
 
 /// Accepts the sessions of an exec-proxy that was killed, on a connection of its own.
 pub(super) async fn accept_sessions(system: &System) -> (Bus, Acceptor<BoxSession>) {
-    let nats = system.nats.as_ref().unwrap();
-    let bus = Bus::connect(BusConfig {
-        url: nats.url.clone(),
-        tls_ca: nats.tls_ca.clone(),
-        user: "exec-proxy".to_owned(),
-        password: nats.passwords["exec-proxy"].clone(),
-        service: "exec-proxy",
-        instance: InstanceId::random(),
-    })
-    .await
-    .unwrap();
+    let bus = bus_as(system, "exec-proxy").await;
     let clusters = std::fs::read(system.clusters_file()).unwrap();
     let clusters: serde_json::Value = serde_json::from_slice(&clusters).unwrap();
     let cluster = clusters["clusters"][0]["name"].as_str().unwrap();

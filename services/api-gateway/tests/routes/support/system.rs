@@ -1,5 +1,7 @@
 //! The systems under test.
 
+use agentbox_bus::{Bus, BusConfig};
+use agentbox_contracts::ids::InstanceId;
 use agentbox_testing::{Options, Runtime, System};
 use tokio::sync::OnceCell;
 
@@ -78,6 +80,21 @@ pub fn runtime() -> Runtime {
         Ok("containerd") | Err(_) => Runtime::Containerd,
         Ok(other) => panic!("{RUNTIME} is `{other}`: containerd or kubernetes"),
     }
+}
+
+/// A connection to the system's bus as one of its services.
+pub async fn bus_as(system: &System, service: &'static str) -> Bus {
+    let nats = system.nats.as_ref().unwrap();
+    Bus::connect(BusConfig {
+        url: nats.url.clone(),
+        tls_ca: nats.tls_ca.clone(),
+        user: service.to_owned(),
+        password: nats.passwords[service].clone(),
+        service,
+        instance: InstanceId::random(),
+    })
+    .await
+    .unwrap()
 }
 
 /// The tests are a trusted proxy: they send the address of each client in `X-Forwarded-For`. They also

@@ -186,7 +186,7 @@ async fn create_in_warm_box(
         taken = take_box(&transaction, wanted, Locked::Wait).await?;
     }
     let Some(taken) = taken else {
-        let reason = reason(&transaction, wanted).await?;
+        let reason = miss_reason(&transaction, wanted).await?;
         transaction.rollback().await?;
         return Ok(ClaimOutcome::Missed(reason));
     };
@@ -267,7 +267,7 @@ async fn take_box(
 }
 
 /// Why no box was taken: all ready boxes are ones that the claim cannot give the user, or there is none.
-async fn reason(
+async fn miss_reason(
     transaction: &DatabaseTransaction,
     wanted: WantedBox<'_>,
 ) -> Result<MissReason, StoreError> {
