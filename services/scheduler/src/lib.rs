@@ -256,6 +256,7 @@ impl AppState {
             .serve(SERVICE)
             .on_shared::<rpc::Create, _, _, _>(environments, async |e, r| e.create(r).await)
             .on_shared::<rpc::Get, _, _, _>(environments, async |e, r| e.get(r).await)
+            .on_shared::<rpc::GetMany, _, _, _>(environments, async |e, r| e.get_many(r).await)
             .on_shared::<rpc::List, _, _, _>(environments, async |e, r| e.list(r).await)
             .on_shared::<rpc::Resolve, _, _, _>(environments, async |e, r| e.resolve(r).await)
             .on_shared::<rpc::Patch, _, _, _>(environments, async |e, r| e.patch(r).await)

@@ -128,7 +128,7 @@ fn principal() -> Value {
 #[test]
 fn scheduler_rpcs_match_snapshot() {
     use environment::rpc::{
-        Create, Delete, DeleteOwned, Get, Health, List, Patch, RecordActivity, Resolve,
+        Create, Delete, DeleteOwned, Get, GetMany, Health, List, Patch, RecordActivity, Resolve,
     };
     use pool::rpc::{DeletePool, GetPool, ListPools, SetPool};
     use registry::rpc::{DeleteCredential, ListCredentials, SetCredential};
@@ -140,6 +140,9 @@ fn scheduler_rpcs_match_snapshot() {
         "request": request, "idempotency_key": "key-1"});
     rpc::<Create>(&mut m, create, environment());
     rpc::<Get>(&mut m, json!({"id": ENV}), environment());
+    let several = json!({"environments": [environment()], "remaining": [ENV],
+        "errors": {ENV: {"code": "internal", "message": "the request failed"}}});
+    rpc::<GetMany>(&mut m, json!({"ids": [ENV]}), several);
     let list = json!({"visibility": {"listed": {"owner": USER, "only": [ENV]}},
         "status": "running", "label_selector": "team=a", "limit": 10, "offset": 20,
         "known_total": 21});

@@ -4,6 +4,7 @@ mod claim;
 mod clusters;
 mod create;
 mod credentials;
+mod get_many;
 mod patch;
 mod policy_changes;
 mod usage;

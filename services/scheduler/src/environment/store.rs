@@ -198,6 +198,22 @@ impl Store {
             .await
     }
 
+    /// Those of `ids` that exist, each as [`Self::get`] returns it.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn get_many(
+        &self,
+        ids: &[EnvironmentId],
+    ) -> Result<Vec<Result<Record, CorruptRow>>, StoreError> {
+        let rows = Entity::find()
+            .filter(is_one_of(ids)?)
+            .all(&self.database)
+            .instrument(span!(SELECT environments))
+            .await?;
+        Ok(rows.into_iter().map(Record::try_from).collect())
+    }
+
     /// The owners of those of `ids` that exist.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 mod activity;
 mod execution_events;
 mod expiry;
+mod get_many;
 mod metering;
 mod policy;
 mod quota;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Environment, EnvironmentRequest, LimitEnforcement, NetworkPolicy, Status, Visibility};
+use crate::error::Error;
 use crate::ids::{EnvironmentId, UserId};
 use crate::limits::UserLimits;
 use crate::nullable;
@@ -25,6 +26,29 @@ pub struct CreateRequest {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct GetRequest {
     pub id: EnvironmentId,
+}
+
+/// The most environments that one request may read.
+pub const MAX_READ: usize = 64;
+
+/// Reads several environments at once.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GetManyRequest {
+    /// At most [`MAX_READ`].
+    pub ids: Vec<EnvironmentId>,
+}
+
+/// The requested environments. One that is in none of the fields does not exist.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct GetManyReply {
+    /// As many as fit in a message, at least one if there are any.
+    pub environments: Vec<Environment>,
+    /// Why those that exist could not be read.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub errors: BTreeMap<EnvironmentId, Error>,
+    /// Those that do not fit in this message. The caller asks for them again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remaining: Vec<EnvironmentId>,
 }
 
 /// One page of environments, newest first.
@@ -147,6 +171,7 @@ pub struct HealthReply {
 
 rpc!(Create: "scheduler", "create", CreateRequest => Environment);
 rpc!(Get: "scheduler", "get", GetRequest => Environment);
+rpc!(GetMany: "scheduler", "get-many", GetManyRequest => GetManyReply);
 rpc!(List: "scheduler", "list", ListRequest => ListReply);
 rpc!(Resolve: "scheduler", "resolve", ResolveRequest => ResolveReply);
 rpc!(Patch: "scheduler", "patch", PatchRequest => PatchReply);
