@@ -15,6 +15,9 @@ use crate::DatabaseError;
 
 /// How long a request may wait for a connection: less than its caller waits for an answer.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A connection that was idle for longer is tested before a request gets it. Every connection is tested
+/// when it returns to the pool, so that one in steady use needs no second round trip for each statement.
+const TEST_AFTER_IDLE: Duration = Duration::from_millis(100);
 /// A statement that takes longer is cancelled: something is wrong.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a transaction whose owner was killed keeps its locks.
@@ -52,6 +55,7 @@ pub async fn connect_within(
         .idle_timeout(None)
         .max_lifetime(None)
         .acquire_timeout(acquire_timeout)
+        .test_before_acquire_if_idle_for(TEST_AFTER_IDLE)
         .connect_lazy(true)
         .set_schema_search_path(schema)
         .sqlx_logging(false)
