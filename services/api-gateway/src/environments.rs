@@ -5,6 +5,8 @@
 mod start;
 pub(crate) mod usage;
 
+use std::sync::Arc;
+
 use agentbox_api::environment::{
     CreateEnvironment, CreateQuery, DeleteQuery, EnvironmentBody, EnvironmentList, ListQuery,
     PatchEnvironment,
@@ -187,7 +189,7 @@ pub(crate) async fn get(
     Admitted(location): Admitted,
 ) -> Answer<axum::Json<EnvironmentBody>> {
     let environment = match location.record {
-        Some(environment) => *environment,
+        Some(environment) => Arc::unwrap_or_clone(environment),
         None => lookup::read_record(&gateway, location.id).await?,
     };
     let metrics = usage::read(&gateway, &environment).await.map(Into::into);

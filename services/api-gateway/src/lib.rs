@@ -143,12 +143,13 @@ async fn wait_for_sockets(
     let ended = async {
         gateway.sockets.wait().await;
         gateway.results_in_flight.wait().await;
+        gateway.reads.finish().await;
     };
     if tokio::time::timeout(CLOSE_TIMEOUT, ended).await.is_err() {
         tracing::warn!(
             sockets = gateway.sockets.len(),
             results = gateway.results_in_flight.len(),
-            "sockets and results did not end in time"
+            "sockets, results and reads did not end in time"
         );
     }
     Ok(())

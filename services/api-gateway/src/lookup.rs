@@ -3,10 +3,13 @@
 //! * I1. The route mirror is a hint. It may confirm that an environment runs; only the
 //!   scheduler may say that one does not run, or does not exist.
 
+pub(crate) mod reads;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use agentbox_contracts::environment::rpc::{Get, GetRequest, Resolve, ResolveRequest};
+use agentbox_contracts::environment::rpc::{Resolve, ResolveRequest};
 use agentbox_contracts::environment::{Environment, Route, Status};
 use agentbox_contracts::error::{Error, ErrorCode};
 use agentbox_contracts::identity::{Principal, TicketResource};
@@ -26,7 +29,7 @@ pub(crate) struct EnvironmentLocation {
     /// The execution or the path of the request, if a ticket for its action is bound to one.
     pub resource: Option<TicketResource>,
     /// The whole environment, if it was read from the scheduler.
-    pub record: Option<Box<Environment>>,
+    pub record: Option<Arc<Environment>>,
 }
 
 impl EnvironmentLocation {
@@ -65,8 +68,8 @@ impl EnvironmentLocation {
     }
 }
 
-impl From<Environment> for EnvironmentLocation {
-    fn from(environment: Environment) -> Self {
+impl From<Arc<Environment>> for EnvironmentLocation {
+    fn from(environment: Arc<Environment>) -> Self {
         Self {
             id: environment.id.clone(),
             owner: environment.owner.clone(),
@@ -74,7 +77,7 @@ impl From<Environment> for EnvironmentLocation {
             status: environment.status,
             address: environment.address,
             resource: None,
-            record: Some(Box::new(environment)),
+            record: Some(environment),
         }
     }
 }
@@ -105,9 +108,18 @@ pub(crate) async fn locate(
     {
         return Ok(location);
     }
-    read_record(gateway, id)
-        .await
-        .map(EnvironmentLocation::from)
+    read_location(gateway, id).await
+}
+
+/// Finds the environment `id`, for which the scheduler is asked in any case.
+///
+/// # Errors
+/// [`ErrorCode::NotFound`], or that the scheduler cannot be reached.
+pub(crate) async fn read_location(
+    gateway: &Gateway,
+    id: EnvironmentId,
+) -> Result<EnvironmentLocation, Error> {
+    gateway.reads.read(id).await.map(EnvironmentLocation::from)
 }
 
 /// Finds the environment that a request's body names, and authorizes `action` on it.
@@ -164,8 +176,5 @@ pub(crate) async fn read_record(
     gateway: &Gateway,
     id: EnvironmentId,
 ) -> Result<Environment, Error> {
-    gateway
-        .bus
-        .call::<Get>(&GetRequest { id }, SCHEDULER_DEADLINE)
-        .await
+    gateway.reads.read(id).await.map(Arc::unwrap_or_clone)
 }

@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::Config;
 use crate::environments::usage::UsageCache;
 use crate::exec;
+use crate::lookup::reads::Reads;
 use crate::memory::{
     self, MAX_BODY_BYTES, MAX_BODY_BYTES_PER_USER, MAX_STORED_EVENTS, MAX_STORED_EVENTS_PER_USER,
     SESSION_MEMORY, SessionKind,
@@ -62,6 +63,8 @@ pub(crate) struct AppState {
     pub signatures: Signatures,
     pub confirmed_tokens: ConfirmedTokens,
     pub usage: UsageCache,
+    /// The reads of environments from the scheduler.
+    pub reads: Reads<Bus>,
     /// Cancelled when this replica stops taking new connections.
     pub draining: CancellationToken,
     /// Cancelled [`DRAIN_NOTICE`] after `draining`; ends streams that were opened before it.
@@ -98,6 +101,7 @@ impl AppState {
         shutdown: CancellationToken,
     ) -> Gateway {
         let limiter = Limiter::new(bus.clone(), Limits::from(&config));
+        let reads = Reads::new(bus.clone());
         // A session has a connection, or shares one over HTTP/2.
         let max_sessions = config.max_connections as u64;
         let sessions = Shares::new(config.max_sessions_per_user, max_sessions);
@@ -118,6 +122,7 @@ impl AppState {
             signatures: Signatures::default(),
             confirmed_tokens: ConfirmedTokens::default(),
             usage: UsageCache::default(),
+            reads,
             draining_streams: shutdown.child_token(),
             draining,
             shutdown,

@@ -126,8 +126,8 @@ pub(super) async fn relocate(
     gateway: &Gateway,
     location: &mut EnvironmentLocation,
 ) -> Result<(), Error> {
-    match lookup::read_record(gateway, location.id.clone()).await {
-        Ok(environment) => *location = environment.into(),
+    match lookup::read_location(gateway, location.id.clone()).await {
+        Ok(found) => *location = found,
         Err(error) if error.code == ErrorCode::NotFound => return Err(error),
         Err(error) => {
             tracing::debug!(error = %ErrorChain(&error), "the environment of an execution could not be read");

@@ -176,9 +176,7 @@ impl Follower {
         let id = self.location.id.clone();
         // After a failure the route mirror may be outdated.
         let located = if self.retry.is_some() {
-            lookup::read_record(&self.gateway, id)
-                .await
-                .map(EnvironmentLocation::from)
+            lookup::read_location(&self.gateway, id).await
         } else {
             lookup::locate(&self.gateway, Action::ReadLogs, id).await
         };

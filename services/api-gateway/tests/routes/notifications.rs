@@ -41,7 +41,9 @@ async fn scheduler_reads(system: &System) -> u64 {
     let text = metrics.text().await.unwrap();
     let is_read = |line: &&str| {
         line.starts_with("agentbox_rpc_server_call_duration_seconds_count{")
-            && (line.contains("\"scheduler.get\"") || line.contains("\"scheduler.resolve\""))
+            && ["get", "get-many", "resolve"]
+                .iter()
+                .any(|method| line.contains(&format!("\"scheduler.{method}\"")))
     };
     let count = |line: &str| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap();
     let sum = text.lines().filter(is_read).map(count).sum();

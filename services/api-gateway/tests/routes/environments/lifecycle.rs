@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use agentbox_testing::Runtime;
 use chrono::TimeDelta;
+use futures::future::join_all;
 use serde_json::json;
 
 use super::{ids, instant};
@@ -35,6 +36,35 @@ async fn missing_image_fails_the_environment_with_its_reason() {
     assert_eq!(failed["status_reason"], "IMAGE_PULL");
     let why = failed["status_message"].as_str().unwrap();
     assert!(why.contains("no-such-image-of-ours:1"), "{why}");
+}
+
+#[tokio::test]
+async fn reads_at_once_see_the_last_change_and_only_their_callers_environments() {
+    let (owner, stranger) = tokio::join!(new_user(), new_user());
+    let changed = owner.caller.create(&small()).await;
+    let other = owner.caller.create(&small()).await;
+    let path = |id: &str| format!("/environments/{id}");
+    let (changed, other, missing) = (path(&changed), path(&other), path("env-0000000000000000"));
+    for name in ["first", "second", "third"] {
+        let body = json!({"name": name});
+        owner.caller.patch(&changed, &body).await.expect_status(200);
+        // More than a gateway asks for at once, so that most of them share a request.
+        let reads = join_all((0..32).map(async |_| {
+            tokio::join!(
+                owner.caller.get(&changed),
+                owner.caller.get(&other),
+                owner.caller.get(&missing),
+                stranger.caller.get(&changed),
+            )
+        }));
+        for (changed, other, missing, foreign) in reads.await {
+            assert_eq!(changed.expect_status(200)["name"], name);
+            assert_eq!(other.expect_status(200)["name"], "box");
+            for hidden in [missing, foreign] {
+                hidden.expect_error(404, "not_found");
+            }
+        }
+    }
 }
 
 #[tokio::test]
