@@ -22,6 +22,8 @@ pub const RELEASE: &str = "agentbox";
 pub const SERVICES: [&str; 5] = ["auth", "scheduler", "exec-proxy", "webhooks", "api-gateway"];
 /// The Secret with the login of the cluster's registry, for all images.
 pub const PULL_SECRET: &str = "registry";
+/// The consumer of environment events. Pods with its name as their label `app` may connect to NATS.
+pub const EVENT_CONSUMER: &str = "billing";
 /// The gateway's Secret, created outside the chart.
 const OWN_SECRET: &str = "made-elsewhere";
 const STORAGE_CLASS: &str = "node";
@@ -144,6 +146,10 @@ impl Cluster {
             "defaults": { "replicas": 2, "resources": small },
             "services": { "apiGateway": { "env": unlimited, "existingSecret": OWN_SECRET } },
             "service": { "type": "NodePort" },
+            "eventConsumers": [{
+                "name": EVENT_CONSUMER,
+                "from": [{ "podSelector": { "matchLabels": { "app": EVENT_CONSUMER } } }],
+            }],
             "nats": { "image": self.nats.image, "storage": storage },
             "postgres": { "image": self.postgres.image, "storage": storage },
         })

@@ -38,6 +38,7 @@ async fn chart_runs_the_guide_and_restarts_without_a_failed_request() {
     use_every_right(&client).await;
     remove_first_password(&cluster).await;
     network::policies_are_enforced(&cluster).await;
+    network::event_consumer_reads_events_and_nothing_else(&cluster, &client).await;
     admission::scheduler_is_bound_to_boxes(&cluster).await;
     restart_under_load(&cluster, &url, &password).await;
     rbac::rights_match_use(&cluster).await;
@@ -194,8 +195,8 @@ async fn upgrade_keeps_secrets(cluster: &Cluster, client: &Client) {
     let before = held().await;
     assert_eq!(
         before.len(),
-        SERVICES.len() + 3,
-        "the provisioner has one, Postgres two and NATS one; the gateway has another's"
+        SERVICES.len() + 4,
+        "the provisioner, NATS and the consumer of events have one each, Postgres two; the gateway has another's"
     );
     let auth = cluster.pods("auth").await;
     let more = [

@@ -1,13 +1,35 @@
-//! The network policies of a release, tested by traffic.
+//! What Pods reach over the network of a release, tested by traffic: its policies, and the events that a
+//! consumer reads.
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, NAMESPACE, RELEASE, apply};
+use crate::cluster::{Cluster, EVENT_CONSUMER, NAMESPACE, RELEASE, apply};
+use crate::load::Client;
+
+/// The program that an event consumer runs, on Python's standard library.
+const CONSUMER_PROGRAM: &str = include_str!("consumer.py");
 
 /// Runs `script` in a new Pod with `labels`; the script must succeed.
 async fn run_in_pod(cluster: &Cluster, namespace: &str, name: &str, labels: Value, script: &str) {
+    let container = json!({ "image": "busybox", "command": ["sh", "-uxc", script] });
+    run_container(cluster, namespace, name, labels, container).await;
+}
+
+/// Runs a container in a new Pod with `labels`; it must end with success.
+async fn run_container(
+    cluster: &Cluster,
+    namespace: &str,
+    name: &str,
+    labels: Value,
+    mut container: Value,
+) {
+    container["name"] = json!("main");
+    container["imagePullPolicy"] = json!("IfNotPresent");
+    container["securityContext"] = json!({
+        "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] },
+    });
     let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod",
@@ -18,13 +40,7 @@ async fn run_in_pod(cluster: &Cluster, namespace: &str, name: &str, labels: Valu
                 "runAsNonRoot": true, "runAsUser": 65534,
                 "seccompProfile": { "type": "RuntimeDefault" },
             },
-            "containers": [{
-                "name": "main", "image": "busybox", "imagePullPolicy": "IfNotPresent",
-                "command": ["sh", "-uxc", script],
-                "securityContext": {
-                    "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] },
-                },
-            }],
+            "containers": [container],
         },
     });
     apply(&pods, name, &pod).await;
@@ -76,4 +92,31 @@ pub async fn policies_are_enforced(cluster: &Cluster) {
            tr -d '\\000' | grep -q 'no encryption'"
     );
     run_in_pod(cluster, NAMESPACE, "friend", labels, &script).await;
+}
+
+/// The program of an event consumer reads an environment's event with the Secret that the chart made, also
+/// after a new connection, and NATS refuses it everything else.
+pub async fn event_consumer_reads_events_and_nothing_else(cluster: &Cluster, client: &Client) {
+    let id = client.create("read", json!({})).await.unwrap();
+    client.wait_for_status(&id, &["running"]).await.unwrap();
+    let secret = |name: String, key: &str| json!({ "secretKeyRef": { "name": name, "key": key } });
+    let password = secret(
+        format!("{RELEASE}-events-{EVENT_CONSUMER}"),
+        "nats-password",
+    );
+    let authority = secret(format!("{RELEASE}-nats-tls"), "ca.crt");
+    let container = json!({
+        "image": "python:3.11-slim", "command": ["python3", "-c", CONSUMER_PROGRAM],
+        "env": [
+            { "name": "NATS_HOST", "value": format!("{RELEASE}-nats") },
+            { "name": "NATS_USER", "value": EVENT_CONSUMER },
+            { "name": "NATS_PASSWORD", "valueFrom": password },
+            { "name": "NATS_CA", "valueFrom": authority },
+            { "name": "ENVIRONMENT", "value": id },
+        ],
+    });
+    let labels = json!({ "app": EVENT_CONSUMER });
+    run_container(cluster, NAMESPACE, EVENT_CONSUMER, labels, container).await;
+    client.delete(&id).await.unwrap();
+    client.wait_for_status(&id, &["terminated"]).await.unwrap();
 }
