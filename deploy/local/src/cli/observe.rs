@@ -107,7 +107,7 @@ pub(super) fn summary(endpoint: &ObservabilityEndpoint) -> String {
         r#"
 AgentBox is observed.
 
-  Prometheus    {prometheus_url} (alerts: {prometheus_url}/alerts)
+  Prometheus    {prometheus_url} (alerts: {prometheus_url}/classic/alerts)
   Jaeger        {jaeger_url}/api/traces/TRACE_ID, with the X-Trace-Id of any answer
   OTLP (gRPC)   {otlp_url}
   span metrics  {span_metrics_url}/metrics
