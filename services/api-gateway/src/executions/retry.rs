@@ -1,6 +1,7 @@
 //! Repeats of operations whose session broke although the environment may still run: its exec-proxy was
 //! killed, or NATS was restarted.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use agentbox_contracts::ErrorChain;
@@ -104,7 +105,7 @@ impl Retry {
         if error.code == ErrorCode::NotRunning && location.status == Status::Running {
             match box_loss::reason(gateway, &location.id).await {
                 Ok(Some(environment)) => {
-                    *location = environment.into();
+                    *location = Arc::new(environment).into();
                     return Ok(());
                 }
                 Err(error) if error.code == ErrorCode::NotFound => return Err(error),
