@@ -241,7 +241,7 @@ impl Firewall {
         let mut listed = Vec::new();
         for family in ["inet", "bridge"] {
             let table = self.ruleset.table();
-            match self.run(&format!("list table {family} {table}\n")).await {
+            match self.list(&format!("list table {family} {table}\n")).await {
                 Ok(json) => listed.push(serde_json::from_str::<Value>(&json)?),
                 Err(FirewallError::Nftables(NftablesError::Refused(message)))
                     if is_absent(&message) => {}
@@ -252,11 +252,12 @@ impl Firewall {
     }
 
     async fn load(&self, script: &str) -> Result<(), FirewallError> {
-        self.run(script).await.map(drop)
+        self.in_time(async { Ok(nftables::change(script).await?) })
+            .await
     }
 
-    async fn run(&self, commands: &str) -> Result<String, FirewallError> {
-        self.in_time(async { Ok(nftables::run(commands).await?) })
+    async fn list(&self, commands: &str) -> Result<String, FirewallError> {
+        self.in_time(async { Ok(nftables::list(commands).await?) })
             .await
     }
 
