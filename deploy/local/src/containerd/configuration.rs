@@ -52,11 +52,17 @@ disabled_plugins = [
   address = {ttrpc}
 [plugins."io.containerd.internal.v1.opt"]
   path = {opt}
+[plugins."io.containerd.cri.v1.images"]
+  # Nobody asks for the sizes of snapshots.
+  stats_collect_period = 86400
 [plugins."io.containerd.cri.v1.images".pinned_images]
   sandbox = "{pause}"
 [plugins."io.containerd.cri.v1.images".registry]
   config_path = {certs}
 [plugins."io.containerd.cri.v1.runtime"]
+  # The default is every second, of every box; boxd and the control groups tell the usage.
+  stats_collect_period = "24h"
+  stats_retention_period = "24h"
   # Without CAP_SYS_RESOURCE (nested machines) runc cannot lower a score.
   restrict_oom_score_adj = true
   # Network namespaces in the state directory, so that those of one containerd can be found.

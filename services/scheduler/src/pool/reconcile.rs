@@ -26,6 +26,9 @@ use crate::pool::sizing::{Digests, resize};
 
 /// The pause between two reconciles.
 const INTERVAL: Duration = Duration::from_millis(500);
+/// How long a pool that was complete lacks boxes before it starts others. Starts take the processors and the disk
+/// that claims need, and claims often come together.
+const REFILL_AFTER: Duration = Duration::from_secs(2);
 /// How often the digests of the images are read, and the requests counted.
 const SLOW_INTERVAL: Duration = Duration::from_secs(30);
 /// How long a cluster may take to tell the digest of one image.
@@ -39,11 +42,22 @@ pub struct PoolReconciler {
     settings: Settings,
 }
 
-/// The digests of the pools' images, which are read less often than the pools.
+/// What one reconcile knows from those before it.
 #[derive(Default)]
-struct KnownDigests {
-    read_at: Option<Instant>,
-    by_pool: BTreeMap<String, Digests>,
+struct Known {
+    /// The digests of the pools' images, which are read less often than the pools.
+    digests: BTreeMap<String, Digests>,
+    digests_read_at: Option<Instant>,
+    /// When each pool was last complete. None of one that is filled for the first time.
+    complete_at: BTreeMap<String, Instant>,
+}
+
+impl Known {
+    /// Whether `pool`, which lacks boxes, starts them now.
+    fn is_refill_due(&self, pool: &str) -> bool {
+        let complete_at = self.complete_at.get(pool);
+        complete_at.is_none_or(|at| at.elapsed() >= REFILL_AFTER)
+    }
 }
 
 impl PoolReconciler {
@@ -59,7 +73,7 @@ impl PoolReconciler {
 
     /// Reconciles until `held` is cancelled.
     pub async fn run(&self, held: CancellationToken) {
-        let mut known = KnownDigests::default();
+        let mut known = Known::default();
         while !held.is_cancelled() {
             if let Err(error) = self.reconcile(&mut known).await {
                 tracing::warn!(error = %ErrorChain(&error), "warm pools not reconciled; retried");
@@ -72,14 +86,17 @@ impl PoolReconciler {
         metrics::pools(&[]);
     }
 
-    async fn reconcile(&self, known: &mut KnownDigests) -> Result<(), StoreError> {
+    async fn reconcile(&self, known: &mut Known) -> Result<(), StoreError> {
         // The boxes first: when a box that did not start is gone, the pause after its failure is known.
         let boxes = self.store.warm_boxes().await?;
         let pools = self.store.pools().await?;
-        if known.read_at.is_none_or(|at| at.elapsed() >= SLOW_INTERVAL) {
-            known.read_at = Some(Instant::now());
+        if known
+            .digests_read_at
+            .is_none_or(|at| at.elapsed() >= SLOW_INTERVAL)
+        {
+            known.digests_read_at = Some(Instant::now());
             self.store.count_pool_requests().await?;
-            known.by_pool = self.read_digests(&pools, &boxes).await;
+            known.digests = self.read_digests(&pools, &boxes).await;
         }
         let (mut drain, mut sizes) = (Vec::new(), Vec::new());
         let mut by_pool: BTreeMap<&str, Vec<WarmBox>> = BTreeMap::new();
@@ -96,6 +113,10 @@ impl PoolReconciler {
             drain.extend(self.resize_pool(pool, &boxes, known, &mut sizes).await?);
         }
         metrics::pools(&sizes);
+        let names: BTreeSet<&str> = pools.iter().map(|pool| pool.name.as_str()).collect();
+        known
+            .complete_at
+            .retain(|name, _| names.contains(name.as_str()));
         // The boxes of deleted pools.
         drain.extend(
             by_pool
@@ -123,16 +144,21 @@ impl PoolReconciler {
         &self,
         pool: &PoolRow,
         boxes: &[WarmBox],
-        known: &KnownDigests,
+        known: &mut Known,
         sizes: &mut Vec<PoolSize>,
     ) -> Result<Vec<EnvironmentId>, StoreError> {
         let demand = self.store.pool_demand(&pool.name).await?;
         let unknown = Digests::new();
-        let digests = known.by_pool.get(&pool.name).unwrap_or(&unknown);
+        let digests = known.digests.get(&pool.name).unwrap_or(&unknown);
         let max_age = self.settings.pool_box_max_age;
         let size = resize(pool, boxes, &demand, digests, max_age, Utc::now());
         self.store.set_pool_target(pool, size.target).await?;
         sizes.push(pool_size(pool, boxes, size.target));
+        if size.is_complete {
+            known.complete_at.insert(pool.name.clone(), Instant::now());
+        } else if !known.is_refill_due(&pool.name) {
+            return Ok(size.drain);
+        }
         for _ in 0..size.start {
             if let Err(error) = self.start_box(pool).await? {
                 tracing::warn!(error = %ErrorChain(&error), pool = pool.name, "warm box not started; retried");

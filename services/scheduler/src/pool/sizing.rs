@@ -24,6 +24,8 @@ pub type Digests = BTreeMap<String, String>;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resize {
     pub target: u32,
+    /// Whether as many boxes are ready.
+    pub is_complete: bool,
     /// Boxes to start.
     pub start: u32,
     /// Boxes to remove.
@@ -95,6 +97,7 @@ pub fn resize(
         );
         return Resize {
             target,
+            is_complete: ready >= target,
             start: 0,
             drain,
         };
@@ -119,6 +122,7 @@ pub fn resize(
     };
     Resize {
         target,
+        is_complete: ready >= target,
         start,
         drain,
     }

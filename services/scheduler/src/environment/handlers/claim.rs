@@ -62,7 +62,7 @@ impl Environments {
             "environment created in a warm box"
         );
         let id = claimed.environment.id.clone();
-        let record = inner.reconciler.complete_create(claimed).await;
+        let record = inner.reconciler.complete_create(claimed).await?;
         // A claim that was given up meanwhile is counted as its miss already.
         if let Some(pool) = record.environment.pool.as_ref().filter(|pool| pool.hit) {
             metrics::pool_requested(pool);

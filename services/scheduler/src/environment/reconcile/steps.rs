@@ -36,8 +36,9 @@ const RETRY_AFTER_TOO_MANY_STEPS: Duration = Duration::from_secs(30);
 const ARCHIVE_RETRY: Duration = Duration::from_millis(500);
 /// How soon a pending environment asks for capacity again.
 const CAPACITY_RETRY: Duration = Duration::from_secs(1);
-/// How soon the cluster records a claim, when the request that made it has been answered.
-const RECORD_CLAIM_WITHIN: Duration = Duration::from_secs(1);
+/// How soon the cluster records a claim, when the request that made it has been answered. After a burst of claims,
+/// which it would slow down.
+const RECORD_CLAIM_WITHIN: Duration = Duration::from_secs(3);
 
 /// The result of a step.
 enum Next {

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use agentbox_contracts::environment::EventKind;
-use agentbox_contracts::ids::EnvironmentId;
+use agentbox_contracts::ids::{EnvironmentId, UserId};
 use agentbox_contracts::pool::{MissReason, PoolUse};
 use agentbox_database::secret::MasterSecret;
 use agentbox_database::sql::{advisory_lock, seconds, statement};
@@ -71,7 +71,8 @@ struct TakenBox {
 
 impl Store {
     /// Creates the environment of `creation` in a ready box of `pool` in one of `clusters` that is one of
-    /// `need`.
+    /// `need`. Without an idempotency key it is on the disk only with the next write: a user is answered after
+    /// that.
     ///
     /// # Errors
     /// `QuotaExceeded`, `IdempotencyConflict`, or when the database fails.
@@ -174,7 +175,11 @@ async fn create_in_warm_box(
 ) -> Result<ClaimOutcome, StoreError> {
     let owner = &creation.environment.owner;
     let transaction = begin(database).await?;
-    advisory_lock(&transaction, OWNER_LOCK, owner.as_str()).await?;
+    // An answer to a repeated key may be sent before the claim has ended.
+    match creation.idempotency_key {
+        Some(_) => advisory_lock(&transaction, OWNER_LOCK, owner.as_str()).await?,
+        None => lock_and_commit_early(&transaction, owner).await?,
+    }
     if let Some(replayed) = replay(&transaction, secret, creation).await? {
         transaction.rollback().await?;
         return Ok(ClaimOutcome::Replayed(Box::new(replayed)));
@@ -195,6 +200,21 @@ async fn create_in_warm_box(
     let created = insert(&transaction, secret, &claimed, Reservation::Reserved).await?;
     transaction.commit().await?;
     Ok(ClaimOutcome::Claimed(Box::new(created)))
+}
+
+/// Takes the lock of `owner`, and lets the commit return before the transaction is on the disk, so that the
+/// owner's next create does not wait for the disk too. The write that ends the claim waits for both.
+async fn lock_and_commit_early(
+    transaction: &DatabaseTransaction,
+    owner: &UserId,
+) -> Result<(), StoreError> {
+    let lock = statement(
+        "SELECT set_config('synchronous_commit', 'off', true),
+            pg_advisory_xact_lock($1, hashtext($2))",
+        [OWNER_LOCK.into(), owner.as_str().into()],
+    );
+    transaction.query_one_raw(lock).await?;
+    Ok(())
 }
 
 /// What is done about a box whose row another transaction has locked.

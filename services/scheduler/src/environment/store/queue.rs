@@ -64,6 +64,21 @@ impl Store {
         }
     }
 
+    /// Makes an environment due now; again after the current reconcile, if there is one.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn reconcile_now(&self, id: &EnvironmentId) -> Result<(), StoreError> {
+        let now = statement(
+            "UPDATE reconcile_queue SET requeue = holder IS NOT NULL, due_at = now()
+             WHERE environment_id = $1",
+            [id.as_str().into()],
+        );
+        let now = self.database.execute_raw(now);
+        now.instrument(span!(UPDATE reconcile_queue)).await?;
+        Ok(())
+    }
+
     /// Renews a claim. `None`: it was lost, or nothing is left to do.
     ///
     /// # Errors

@@ -97,6 +97,22 @@ fn missing_boxes_are_started_a_few_at_a_time() {
 }
 
 #[test]
+fn pool_is_complete_when_as_many_boxes_are_ready() {
+    use WarmStatus::{Draining, Ready, Starting};
+    for (statuses, expected) in [
+        (&[Ready, Ready][..], true),
+        (&[Ready, Ready, Ready], true),
+        (&[Ready, Starting], false),
+        (&[Ready, Draining], false),
+        (&[], false),
+    ] {
+        let boxes = boxes(statuses);
+        let size = resize(&pool(2, 8), &boxes, &[], &Digests::new(), MAX_AGE, t(10));
+        assert_eq!(size.is_complete, expected, "{statuses:?}");
+    }
+}
+
+#[test]
 fn surplus_boxes_are_removed_those_that_start_first() {
     use WarmStatus::{Ready, Starting};
     let boxes = boxes(&[Ready, Ready, Ready, Starting]);

@@ -31,11 +31,15 @@ const CREATE_TIMEOUT: Duration = Duration::from_secs(3);
 impl Reconciler {
     /// Configures the warm box that the new environment `record` has claimed, without a place in the
     /// queue. Returns the environment as it is then: running, or pending when the claim failed or takes
-    /// too long, which the queue completes.
-    pub async fn complete_create(&self, record: Record) -> Record {
+    /// too long, which the queue completes. It is on the disk then.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn complete_create(&self, record: Record) -> Result<Record, StoreError> {
         let claiming = self.claim_now(Box::new(record.clone()));
         match tokio::time::timeout(CREATE_TIMEOUT, claiming).await {
-            Ok(Ok(after)) => return after,
+            Ok(Ok(after)) if after != record => return Ok(after),
+            Ok(Ok(_)) => {}
             // Another holder was faster.
             Ok(Err(ReconcileError::Store(StoreError::Fenced))) => {}
             Ok(Err(error)) => {
@@ -45,10 +49,10 @@ impl Reconciler {
                 tracing::warn!(environment.id = %record.environment.id, "warm box not claimed in time by its create; retried");
             }
         }
-        match self.store.get(&record.environment.id).await {
-            Ok(Some(current)) => current,
-            Ok(None) | Err(_) => record,
-        }
+        // A write, because the claim may not be on the disk without one.
+        self.store.reconcile_now(&record.environment.id).await?;
+        let current = self.store.get(&record.environment.id).await?;
+        Ok(current.unwrap_or(record))
     }
 
     async fn claim_now(&self, record: Box<Record>) -> Result<Record, ReconcileError> {
