@@ -25,14 +25,17 @@ async fn killed_containerd_ends_the_watch_and_no_box() {
         .await
         .expect("the watch ends");
 
-    let after = eventually("containerd answers again", || async {
-        match s.first.get(&spec.id).await {
-            Ok(observed) => Ok(Some(observed)),
-            Err(RuntimeError::Unavailable(_) | RuntimeError::Deadline(_)) => Ok(None),
-            Err(other) => Err(other.into()),
-        }
-    });
-    assert_eq!(after.await.unwrap(), before);
+    // Each has a connection of its own.
+    for driver in [&s.first, &s.second] {
+        let after = eventually("containerd answers again", || async {
+            match driver.get(&spec.id).await {
+                Ok(observed) => Ok(Some(observed)),
+                Err(RuntimeError::Unavailable(_) | RuntimeError::Deadline(_)) => Ok(None),
+                Err(other) => Err(other.into()),
+            }
+        });
+        assert_eq!(after.await.unwrap(), before);
+    }
     s.first.connect(&spec.id, address).await.map(drop).unwrap();
     s.second.stop(&spec.id, Duration::ZERO).await.unwrap();
     let end = s.end_of(&spec.id).await.unwrap();
